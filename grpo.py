@@ -1,0 +1,187 @@
+"""GRPO in plain tensors: advantages, token log-probs, k3 KL, clipped loss, aggregation.
+
+Torch only: copy this file alone; train.py shows the whole update. Shapes: B images, N completions each,
+R = B * N rows, T completion tokens (right-padded), V vocabulary, H hidden size; `mask` (R, T) is 1 up to and
+including a completion's first EOS. Equal to verl's numbers where verl has the function (there:
+compute_grpo_outcome_advantage, compute_policy_loss, kl_penalty "low_var_kl", agg_loss).
+
+Where this departs from the official release (verl):
+1. A group whose rewards are all equal has advantages of exactly 0 (verl leaves rounding dust, which its eps
+   of 1e-6 amplifies; a group of one keeps its reward there, and learns nothing here).
+2. One denominator for the whole optimizer step, no mean per micro-batch: how a step is split changes nothing.
+3. `clipfrac` is CleanRL's, the share of tokens whose ratio left the clip range, whatever the advantage's sign.
+"""
+
+import torch
+from torch import Tensor
+
+LOGRATIO_CLAMP = 20.0  # verl clamps every log-ratio here before exp: e^20 is already absurd, e^90 is inf
+KL_CLAMP = 10.0        # and each token's k3 here: beyond it the KL has no gradient, so that share is logged
+
+
+def group_advantages(rewards: Tensor, scale: str = "std", eps: float = 1e-6) -> Tensor:
+    """(r - mean) / (std + eps) within each group; std is unbiased (ddof 1).
+
+    rewards: (B, N), all finite. scale "none" leaves the division out (Dr. GRPO). Returns (B, N) float32
+    (float64 if given so).
+    """
+    if scale not in ("std", "none"):
+        raise ValueError(f"scale must be 'std' or 'none', got {scale!r}")
+    if rewards.dim() != 2:
+        raise ValueError(f"rewards must be (B, N), one row per image, got shape {tuple(rewards.shape)}")
+    if rewards.dtype != torch.float64:
+        rewards = rewards.float()
+    if not rewards.isfinite().all():
+        raise ValueError("rewards must be finite: a missing verdict is no reward, leave its group out")
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    if scale == "std" and rewards.shape[1] > 1:
+        centred = centred / (rewards.std(dim=1, keepdim=True) + eps)
+    # In floating point the mean of eight 0.3s is not 0.3, and dividing by 1e-8 + 1e-6 makes dust a signal.
+    equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
+    return centred.masked_fill(equal, 0.0)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0,
+                   banned: Tensor | None = None) -> Tensor:
+    """Log-probability of each target under softmax(logits / temperature), log-softmax in float32: the plain
+    reference.
+
+    logits: (..., T, V); targets: (..., T); banned: (V,) bool, tokens the sampler could not choose, so that
+    the scored distribution is the sampled one. Returns (..., T) float32 (float64 for float64 logits).
+    """
+    logits = _at_least_float32(logits) / temperature
+    if banned is not None:
+        logits = logits.masked_fill(banned, -torch.inf)
+    return logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """log-softmax over chunks of tokens; backward makes each chunk's logits again instead of keeping them."""
+
+    @staticmethod
+    def _logits(hidden, weight, temperature, banned):
+        logits = _at_least_float32(hidden @ weight.T) / temperature
+        return logits if banned is None else logits.masked_fill_(banned, -torch.inf)
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, temperature, banned, chunk):
+        ctx.save_for_backward(hidden, weight, targets, banned)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        out = []
+        for h, t in zip(hidden.split(chunk), targets.split(chunk)):
+            logits = _ChunkedLogprobs._logits(h, weight, temperature, banned)
+            out.append(logits.log_softmax(-1).gather(-1, t[:, None])[:, 0])
+        return torch.cat(out)
+
+    @staticmethod
+    def backward(ctx, grad):
+        hidden, weight, targets, banned = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for i in range(0, len(targets), ctx.chunk):
+            part = slice(i, i + ctx.chunk)
+            probs = _ChunkedLogprobs._logits(hidden[part], weight, ctx.temperature, banned).softmax(-1)
+            # d logp[target] / d logits = onehot(target) - probs, and nothing flows into a banned logit
+            g = grad[part, None]
+            grad_logits = probs.mul_(-g).scatter_add_(-1, targets[part, None], g)
+            if banned is not None:
+                grad_logits.masked_fill_(banned, 0.0)
+            grad_logits = (grad_logits / ctx.temperature).to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden[part] = grad_logits @ weight
+            if grad_weight is not None:
+                grad_weight += grad_logits.T @ hidden[part]
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def chunked_logprobs(hidden: Tensor, lm_head_weight: Tensor, targets: Tensor, temperature: float = 1.0,
+                     banned: Tensor | None = None, chunk: int = 1024) -> Tensor:
+    """token_logprobs(hidden @ lm_head_weight.T, targets), never holding more than (chunk, V) logits.
+
+    hidden: (..., T, H); lm_head_weight: (V, H); targets: (..., T). Memory, not time: for Qwen's V of 152k the
+    logits of one image's 8 x 512 tokens would take 2.5 GB, several times over. The gradient is exact and costs
+    one more product in backward.
+    """
+    flat = _ChunkedLogprobs.apply(hidden.reshape(-1, hidden.shape[-1]), lm_head_weight, targets.reshape(-1),
+                                  temperature, banned, chunk)
+    return flat.view(targets.shape)
+
+
+def k3_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(policy || reference) per token: exp(d) - d - 1 with d = ref - logprobs, d
+    clamped to +-20 and the result to +-10 (verl's low_var_kl). Any shape; never negative; unbiased for
+    samples of the policy."""
+    d = (ref_logprobs - logprobs).clamp(-LOGRATIO_CLAMP, LOGRATIO_CLAMP)
+    return (d.exp() - d - 1).clamp(-KL_CLAMP, KL_CLAMP)
+
+
+def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor,
+                clip_low: float = 0.2, clip_high: float = 0.2,
+                dual_clip: float | None = 3.0) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's clipped loss per token, with DAPO's separate upper clip and the dual clip for advantages below 0.
+
+    logprobs, old_logprobs, mask: (R, T); advantages: (R,) or (R, T). Per token -A * ratio, but no less than
+    with the ratio clipped to [1 - clip_low, 1 + clip_high] (so a token pushed far enough already has no
+    gradient) and, where A < 0, no more than -A * dual_clip (None: off). Returns the loss (R, T), 0 outside
+    the mask, and its statistics, detached means over the mask: ratio, approx_kl (k3 of old to new), clipfrac,
+    dual_clipfrac (dual clip in force), clamped (log-ratio beyond +-20), and ratio_max.
+    """
+    if dual_clip is not None and dual_clip <= 1.0:
+        raise ValueError(f"dual_clip must be above 1 (it caps the ratio), got {dual_clip}")
+    mask = mask.bool()
+    if advantages.dim() == 1:
+        advantages = advantages.unsqueeze(1)
+    # where, not multiplication: what stands in the padding, infinities too, has neither value nor gradient
+    difference = torch.where(mask, logprobs - old_logprobs, 0.0)
+    logratio = difference.clamp(-LOGRATIO_CLAMP, LOGRATIO_CLAMP)
+    ratio = logratio.exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = torch.maximum(unclipped, clipped)
+    dual = torch.zeros_like(mask)
+    if dual_clip is not None:
+        cap = -advantages * dual_clip
+        dual = (advantages < 0) & (loss > cap)
+        loss = torch.where(advantages < 0, torch.minimum(loss, cap), loss)
+    with torch.no_grad():
+        outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
+        stats = {"ratio": masked_mean(ratio, mask), "approx_kl": masked_mean(ratio - 1 - logratio, mask),
+                 "clipfrac": masked_mean(outside, mask), "dual_clipfrac": masked_mean(dual, mask),
+                 "clamped": masked_mean(difference.abs() > LOGRATIO_CLAMP, mask),
+                 "ratio_max": torch.where(mask, ratio, 0.0).max() if mask.numel() else ratio.new_zeros(())}
+    return torch.where(mask, loss, 0.0), stats
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the mask's ones; 0 for an empty mask."""
+    mask = mask.bool()
+    return torch.where(mask, _at_least_float32(values), 0.0).sum() / mask.sum().clamp(min=1)
+
+
+AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+
+
+def aggregate(values: Tensor, mask: Tensor, mode: str, denominator: float | Tensor | None = None) -> Tensor:
+    """Per-token values (R, T) to one number, as verl's agg_loss: a sum over rows, divided by a denominator.
+
+    - token-mean: all tokens / number of tokens;
+    - seq-mean-token-mean: each row's own token mean / number of rows;
+    - seq-mean-token-sum-norm: each row's token sum / length T (Dr. GRPO; verl divides by the padded T alone).
+    denominator None takes those of this tensor. Passing the whole optimizer step's makes the losses of its
+    micro-batches add up to the loss of the undivided step.
+    """
+    if mode not in AGGREGATIONS:
+        raise ValueError(f"unknown aggregation {mode!r}: choose one of {', '.join(AGGREGATIONS)}")
+    mask = mask.bool()
+    rows = torch.where(mask, values, 0.0).sum(dim=-1)
+    lengths = mask.sum(dim=-1)
+    if mode == "seq-mean-token-mean":
+        rows = rows / lengths.clamp(min=1)
+    if denominator is None:
+        denominator = {"token-mean": lengths.sum().clamp(min=1), "seq-mean-token-mean": lengths.numel(),
+                       "seq-mean-token-sum-norm": mask.shape[-1]}[mode]
+    return rows.sum() / denominator

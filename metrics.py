@@ -1,0 +1,106 @@
+"""The paper's figures: correctness, specificity, their harmonic mean (HM), best-of-N, bootstrap intervals.
+
+Copy this file together with reward.py. As a library: `summarize([Category.GENERIC, Category.WRONG, None])`.
+
+The release only counts categories; the definitions here reproduce the paper's normalisation, all in [0, 1]:
+- correctness C: the share of answers that are not Wrong (an abstention is not wrong; a malformed answer is);
+- specificity S: over the non-wrong answers, the mean of A = 1, G = 2, S- = 3, S = S+ = 4, divided by 4;
+- harmonic mean HM = 2CS / (C + S).
+Judge errors and unreadable images are left out of n and reported beside it: an outage is nobody's mistake.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from reward import Category
+
+LEVEL = {Category.WRONG: 0, Category.ABSTAIN: 1, Category.GENERIC: 2, Category.LESS_SPECIFIC: 3,
+         Category.SPECIFIC: 4, Category.MORE_SPECIFIC: 4}  # Wrong answers never enter the mean
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures of one set of answers. counts: how often each Category was judged; n = their sum +
+    malformed."""
+    correctness: float
+    specificity: float
+    harmonic_mean: float
+    n: int
+    counts: dict[Category, int]
+    malformed: int = 0
+    judge_errors: int = 0
+    unreadable: int = 0
+
+    @property
+    def shares(self) -> dict[Category, float]:
+        """Share of each category among the n answers; with malformed / n they sum to 1."""
+        return {c: self.counts[c] / self.n if self.n else 0.0 for c in Category}
+
+    def to_json(self) -> dict:
+        return asdict(self) | {"counts": {c.label: k for c, k in self.counts.items()},
+                               "shares": {c.label: s for c, s in self.shares.items()}}
+
+
+def harmonic_mean(correctness, specificity):
+    """2CS / (C + S), 0 where both are 0. Floats or arrays of one shape."""
+    total = np.asarray(correctness + specificity, dtype=float)
+    return np.divide(2 * correctness * specificity, total, out=np.zeros_like(total), where=total > 0)[()]
+
+
+def summarize(categories: Sequence[Category | None], judge_errors: int = 0, unreadable: int = 0) -> Summary:
+    """Figures of a flat list of answers, None = malformed. Empty, or nothing but Wrong: specificity and HM
+    are 0."""
+    malformed = sum(c is None for c in categories)
+    judged = [Category(c) for c in categories if c is not None]
+    counts = {c: judged.count(c) for c in Category}
+    n = len(categories)
+    good = len(judged) - counts[Category.WRONG]
+    correctness = good / n if n else 0.0
+    specificity = sum(LEVEL[c] * k for c, k in counts.items()) / (4 * good) if good else 0.0
+    return Summary(correctness, specificity, float(harmonic_mean(correctness, specificity)), n, counts,
+                   malformed, judge_errors, unreadable)
+
+
+def best_of_n(groups: Sequence[Sequence[Category | None]]) -> list[Category | None]:
+    """Each image's best answer by the ladder (an oracle picks: the ceiling of what N samples hold); None only
+    where every answer is malformed."""
+    return [max((Category(c) for c in group if c is not None), default=None) for group in groups]
+
+
+def average(summaries: Sequence[Summary]) -> dict[str, float]:
+    """Mean over datasets of the datasets' own figures, HM included, as the paper's tables do."""
+    names = ("correctness", "specificity", "harmonic_mean")
+    return {name: float(np.mean([getattr(s, name) for s in summaries])) for name in names}
+
+
+def _image_sums(groups) -> np.ndarray:
+    """(B, 3): answers, non-wrong answers and summed levels of each image."""
+    good = [[c for c in group if c is not None and c != Category.WRONG] for group in groups]
+    sums = [(len(group), len(g), sum(LEVEL[Category(c)] for c in g)) for group, g in zip(groups, good)]
+    return np.array(sums, dtype=float).reshape(-1, 3)
+
+
+def bootstrap(groups: Sequence[Sequence[Category | None]], resamples: int = 1000,
+              seed: int = 0) -> np.ndarray:
+    """(resamples, 3) draws of correctness, specificity and HM. Whole images are drawn with replacement: the N
+    answers to one image are no independent evidence. The same seed draws the same images, so that the
+    difference of two systems' draws over the same images is a paired comparison."""
+    sums = _image_sums(groups)
+    if not len(sums):
+        return np.zeros((resamples, 3))
+    picks = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
+    n, good, level = np.stack([sums[p].sum(0) for p in picks]).T
+    correctness = np.divide(good, n, out=np.zeros_like(n), where=n > 0)
+    specificity = np.divide(level, 4 * good, out=np.zeros_like(n), where=good > 0)
+    return np.stack([correctness, specificity, harmonic_mean(correctness, specificity)], axis=1)
+
+
+def intervals(groups: Sequence[Sequence[Category | None]], confidence: float = 0.95, resamples: int = 1000,
+              seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap interval of each figure, over images."""
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(bootstrap(groups, resamples, seed), [tail, 100 - tail], axis=0)
+    names = ("correctness", "specificity", "harmonic_mean")
+    return {name: (float(a), float(b)) for name, a, b in zip(names, low, high)}
