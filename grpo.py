@@ -9,7 +9,8 @@ Where this departs from the official release (verl):
 1. A group whose rewards are all equal has advantages of exactly 0 (verl leaves rounding dust, which its eps
    of 1e-6 amplifies; a group of one keeps its reward there, and learns nothing here).
 2. One denominator for the whole optimizer step, no mean per micro-batch: how a step is split changes nothing.
-3. `clipfrac` is CleanRL's, the share of tokens whose ratio left the clip range, whatever the advantage's sign.
+3. `clipfrac` is CleanRL's: the share of tokens whose ratio left the clip range, whatever the advantage's
+   sign.
 """
 
 import torch
@@ -103,8 +104,8 @@ def chunked_logprobs(hidden: Tensor, lm_head_weight: Tensor, targets: Tensor, te
     """token_logprobs(hidden @ lm_head_weight.T, targets), never holding more than (chunk, V) logits.
 
     hidden: (..., T, H); lm_head_weight: (V, H); targets: (..., T). Memory, not time: for Qwen's V of 152k the
-    logits of one image's 8 x 512 tokens would take 2.5 GB, several times over. The gradient is exact and costs
-    one more product in backward.
+    logits of one image's 8 x 512 tokens would take 2.5 GB, several times over. The gradient is exact and
+    costs one more product in backward.
     """
     flat = _ChunkedLogprobs.apply(hidden.reshape(-1, hidden.shape[-1]), lm_head_weight, targets.reshape(-1),
                                   temperature, banned, chunk)
@@ -113,8 +114,8 @@ def chunked_logprobs(hidden: Tensor, lm_head_weight: Tensor, targets: Tensor, te
 
 def k3_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Schulman's k3 estimate of KL(policy || reference) per token: exp(d) - d - 1 with d = ref - logprobs, d
-    clamped to +-20 and the result to +-10 (verl's low_var_kl). Any shape; never negative; unbiased for
-    samples of the policy."""
+    clamped to +-20 and the result to +-10 (verl's low_var_kl). Any shape; never negative (but for
+    float32 rounding near 0); unbiased for samples of the policy, the clamps aside."""
     d = (ref_logprobs - logprobs).clamp(-LOGRATIO_CLAMP, LOGRATIO_CLAMP)
     return (d.exp() - d - 1).clamp(-KL_CLAMP, KL_CLAMP)
 
@@ -182,6 +183,6 @@ def aggregate(values: Tensor, mask: Tensor, mode: str, denominator: float | Tens
     if mode == "seq-mean-token-mean":
         rows = rows / lengths.clamp(min=1)
     if denominator is None:
-        denominator = {"token-mean": lengths.sum().clamp(min=1), "seq-mean-token-mean": lengths.numel(),
-                       "seq-mean-token-sum-norm": mask.shape[-1]}[mode]
+        denominator = {"token-mean": lengths.sum().clamp(min=1), "seq-mean-token-mean": max(1, lengths.numel()),
+                       "seq-mean-token-sum-norm": max(1, mask.shape[-1])}[mode]
     return rows.sum() / denominator

@@ -2,9 +2,9 @@
 
 Run `python reward.py` to see one group of answers climb to its bar.
 
-The paper's rule: the judge puts each of an image's N answers on a ladder; the best rung the group has shown is
-the image's own bar c*, and answers at or above c* earn 1, the others 0. Nobody is asked for more than the model
-just did.
+The paper's rule: the judge puts each of an image's N answers on a ladder; the best rung the group has shown
+is the image's own bar c*, and answers at or above c* earn 1, the others 0. Nobody is asked for more than the
+model just did.
 
 Where this departs from the paper:
 1. A malformed answer (`None`) earns -1, as in the official release; the paper's rule has no such level.
@@ -41,8 +41,7 @@ SCHEMES = {
 
 def dynamic_bar(categories: Sequence[Category | None], quorum: float = 0.0) -> Category:
     """The group's bar c*: the best category of its well-formed answers, with MORE_SPECIFIC -> SPECIFIC (both
-    are full marks) and WRONG, or no well-formed answer at all, -> ABSTAIN (so that a Wrong answer never
-    earns).
+    are full marks) and WRONG, or no well-formed answer, -> ABSTAIN (so that a Wrong answer never earns).
 
     categories: one group, N long; None is a malformed answer, which has no vote. quorum in (0, 1]: the
     highest rung that at least max(2, ceil(quorum * n)) of the n well-formed answers reach; a group with one
@@ -107,8 +106,8 @@ def show_group(truth: str, answers: Sequence[str], categories: Sequence[Category
     lines = [f"truth: {truth}    bar c* = {bar.label}", ""]
     for answer, c, r in zip(answers, categories, speciarl_rewards(categories, quorum), strict=True):
         rung = "malformed" if c is None else Category(c).label
-        climb = "" if c is None else "".join("█" if i <= c else "|" if i == bar else "·" for i in range(1, 6))
-        lines.append(f"  {answer:<{width}}  {climb or '-----'}  {rung:<14} reward {r:+.0f}")
+        climb = ["-" if c is None else "█" if i <= c else "|" if i == bar else "·" for i in range(1, 6)]
+        lines.append(f"  {answer:<{width}}  {''.join(climb)}  {rung:<14} reward {r:+.0f}")
     return "\n".join(lines)
 
 

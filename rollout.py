@@ -1,0 +1,157 @@
+"""Rollouts: the question, N sampled answers for each image, and the parser that reads an answer out of them.
+
+As a library: `groups = sample(policy, images, ids, PROMPTS["base"], n=8, seed=0, stream="train/1")`.
+
+Image and prompt are encoded once; the prompt's cache is forked N times and `model.generate` continues all
+rows together. Sampling is by temperature alone, with random numbers drawn ahead for each (seed, stream,
+image, n): an answer does not depend on what else is in the batch, and no random state needs saving.
+
+Where this departs from the official release:
+1. Hugging Face `generate` in this process instead of a vLLM server; the questions are in our own words.
+2. Control and image tokens are never sampled (there, one sampled image token ends the run) and have no share
+   in the scored distribution either: what is scored is what was sampled.
+3. An answer is searched outside closed <think> blocks: a name that is only thought is not given.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
+
+from policy import Policy, Prompt, encode
+
+_FORMAT = ("Think about it first, between <think> and </think>. Then give nothing but its name between "
+           "<answer> and </answer>, or None if you cannot name it at all.")
+_QUESTION = "Classify the main subject of this picture: what is it?"
+PROMPTS = {
+    "base": f"{_QUESTION} {_FORMAT}",
+    "specific": f"{_QUESTION} Be as specific as you can. {_FORMAT}",
+}
+
+# A closed <think> block is skipped whole; an unclosed one hides nothing, as in the official release.
+_ANSWER = re.compile(r"<think>.*?</think>|<answer>(.*?)</answer>", re.DOTALL)
+
+
+def parse_answer(text: str) -> str | None:
+    """The first <answer>...</answer> outside closed <think> blocks, stripped. None (malformed) where there is
+    none or it holds no letter or number. Tags are case-sensitive."""
+    for match in _ANSWER.finditer(text):
+        if match[1] is not None:
+            return match[1].strip() if any(c.isalnum() for c in match[1]) else None
+    return None
+
+
+def seed_for(*parts) -> int:
+    """A 64-bit seed from whatever names a draw. sha256: Python's hash() of a string differs in every
+    process."""
+    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8], "big")
+
+
+@dataclass
+class Group:
+    """One image with its N completions. completions, mask, logprobs: (N, T), right-padded; mask is 1 up to
+    and including the first EOS; logprobs are the sampler's own. texts, answers: N decoded completions and
+    what parse_answer reads in them."""
+    id: str
+    prompt: Prompt
+    completions: Tensor
+    mask: Tensor
+    logprobs: Tensor
+    texts: list[str]
+    answers: list[str | None]
+
+
+class Sampler(LogitsProcessor):
+    """Chooses each row's next token and leaves `generate` no other: by inverse transform of a given uniform
+    number, or greedily at temperature 0. Keeps the log-probability of what it chose.
+
+    uniforms: (R, T) float64 in [0, 1), one for each row and position.
+    """
+
+    def __init__(self, uniforms: Tensor | None, temperature: float, banned: Tensor):
+        self.uniforms, self.temperature, self.banned = uniforms, temperature, banned
+        self.last = int((~banned).nonzero().max())     # rounding must not land on a banned token past the end
+        self.logprobs = []                             # T tensors (R,)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.float().masked_fill(self.banned, -torch.inf)
+        logprobs = (scores / (self.temperature or 1.0)).log_softmax(-1)
+        if self.temperature == 0:
+            token = scores.argmax(-1, keepdim=True)
+        else:
+            cdf = logprobs.exp().double().cumsum(-1)
+            u = self.uniforms[:, len(self.logprobs), None] * cdf[:, -1:]
+            token = torch.searchsorted(cdf, u, right=True).clamp(max=self.last)  # right: u = 0 skips p = 0
+        self.logprobs.append(logprobs.gather(-1, token)[:, 0])
+        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
+
+
+def first_eos_mask(completions: Tensor, eos_ids: list[int]) -> Tensor:
+    """(R, T) bool, true up to and including each row's first EOS: stopping is part of the answer and is
+    trained. By position, not by token id: the padding token often is an EOS itself."""
+    is_eos = torch.isin(completions, torch.tensor(eos_ids, device=completions.device))
+    return is_eos.cumsum(1) - is_eos.long() == 0
+
+
+def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, seed: int = 0,
+           stream: str = "", temperature: float = 1.0, max_new_tokens: int = 512,
+           max_rows: int = 256) -> list[Group]:
+    """N completions for each of B images, in the order of the images.
+
+    images: B PIL images; ids: their B names, which with (seed, stream, n) fix the random numbers. temperature
+    0 is greedy. At most max_rows rows are decoded at a time, prompts of one length together, so that no
+    prompt is padded.
+    """
+    prompts = []
+    for i in range(0, len(images), 32):                # the vision tower's batch: a bound on its memory
+        prompts += encode(policy, images[i:i + 32], question)
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    groups: list[Group | None] = [None] * len(prompts)
+    per_batch, start = max(1, max_rows // n), 0
+    while start < len(by_length):
+        length = len(prompts[by_length[start]])
+        batch = [i for i in by_length[start:start + per_batch] if len(prompts[i]) == length]
+        uniforms = None
+        if temperature > 0:
+            rows = [np.random.default_rng(seed_for(seed, stream, ids[i], k)).random(max_new_tokens)
+                    for i in batch for k in range(n)]
+            uniforms = torch.from_numpy(np.stack(rows)).to(policy.device)
+        made = _decode(policy, [prompts[i] for i in batch], n, uniforms, temperature, max_new_tokens)
+        texts = policy.tokenizer.batch_decode(made[0], skip_special_tokens=True)
+        for k, i in enumerate(batch):
+            part = slice(k * n, (k + 1) * n)
+            groups[i] = Group(ids[i], prompts[i], *(t[part] for t in made), texts[part],
+                              [parse_answer(text) for text in texts[part]])
+        start += len(batch)
+    return groups
+
+
+@torch.inference_mode()
+def _decode(policy: Policy, prompts: list[Prompt], n: int, uniforms: Tensor | None, temperature: float,
+            max_new_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Completions, mask and sampling log-probs, each (R, T), for prompts of one length."""
+    model = policy.model.eval()  # in train mode, HF's checkpointing would silently drop the cache
+    cache = DynamicCache(config=model.config.get_text_config())
+    # All but the last prompt token: generate must be given one to go on from, or it feeds the prompt again.
+    model.get_decoder()(inputs_embeds=torch.stack([p.embeds[:-1] for p in prompts]), use_cache=True,
+                        position_ids=torch.stack([p.positions[:, :-1] for p in prompts], dim=1),
+                        past_key_values=cache)
+    cache.batch_repeat_interleave(n)
+    ids = torch.stack([p.ids for p in prompts]).repeat_interleave(n, dim=0)
+    # The offset from which the model derives the positions that come after an image.
+    offsets = torch.tensor([[p.start - len(p)] for p in prompts], device=policy.device)
+    model.model.rope_deltas = offsets.repeat_interleave(n, dim=0)
+    sampler = Sampler(uniforms, temperature, policy.banned)
+    made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
+                          use_cache=True, logits_processor=LogitsProcessorList([sampler]), do_sample=False,
+                          num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=policy.eos_ids,
+                          pad_token_id=policy.pad_id)
+    model.model.rope_deltas = None
+    completions = made[:, ids.shape[1]:].clone()
+    mask = first_eos_mask(completions, policy.eos_ids)
+    logprobs = torch.where(mask, torch.stack(sampler.logprobs, dim=1), 0.0)
+    return completions, mask, logprobs

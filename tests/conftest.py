@@ -1,0 +1,35 @@
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # the tests' models are tiny: threads would only wait for each other
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A small Qwen2.5-VL checkpoint folder whose answers can mostly be read."""
+    import tiny
+    return tiny.save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def judge_folder(tmp_path_factory):
+    import tiny
+    return tiny.save_judge(tmp_path_factory.mktemp("judge"))
+
+
+@pytest.fixture
+def policy():
+    """Random weights in memory, adapters with B != 0, so that they matter."""
+    import policy as policies
+    import tiny
+    made = policies.from_parts(tiny.model(tiny.tokenizer()), tiny.processor())
+    policies.add_lora(made.model, rank=4, alpha=8, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for layer in policies.lora_layers(made.model).values():
+        layer.lora_B.data.normal_(0, 0.05, generator=generator)
+    return made

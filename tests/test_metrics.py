@@ -1,0 +1,120 @@
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+
+from metrics import average, best_of_n, bootstrap, harmonic_mean, intervals, summarize
+from reward import Category
+
+W, A, G, L, S, M = Category
+
+
+def test_the_paper_s_worked_figures():
+    assert summarize([W] * 30 + [S] * 170).correctness == pytest.approx(.85)
+    # 50 non-wrong answers of total level 135: 20 * 4 + 10 * 3 + 5 * 2 + 15 * 1
+    s = summarize([S] * 15 + [M] * 5 + [L] * 10 + [G] * 5 + [A] * 15 + [W] * 50)
+    assert s.specificity == pytest.approx(.675) and s.correctness == .5
+    s = summarize([S] * 4 + [L] * 2 + [G, A, W, W])
+    assert (s.correctness, s.specificity) == (.8, .78125) and s.harmonic_mean == pytest.approx(.7905, abs=5e-5)
+    assert best_of_n([[G, L, G, A, S]]) == [S]
+
+
+def test_malformed_counts_as_wrong_and_errors_stay_outside():
+    s = summarize([S, None, G, A], judge_errors=3, unreadable=2)
+    assert s.n == 4 and s.malformed == 1 and s.judge_errors == 3 and s.unreadable == 2
+    assert s.correctness == .75                            # the abstention is not wrong, the malformed one is
+    assert s.specificity == pytest.approx(7 / 12)          # (4 + 2 + 1) / (4 * 3)
+    assert s.counts == {W: 0, A: 1, G: 1, L: 0, S: 1, M: 0}
+    assert sum(s.shares.values()) + s.malformed / s.n == 1
+
+
+@pytest.mark.parametrize("categories, expected", [
+    ([], (0, 0, 0)), ([W, W], (0, 0, 0)), ([None], (0, 0, 0)), ([A], (1, .25, .4)), ([M], (1, 1, 1)),
+    ([M, S], (1, 1, 1)), ([W, S], (.5, 1, 2 / 3))])
+def test_edges(categories, expected):
+    s = summarize(categories)
+    assert (s.correctness, s.specificity, s.harmonic_mean) == pytest.approx(expected)
+    assert all(math.isfinite(x) for x in s.shares.values())
+
+
+def test_a_judge_error_among_the_answers_is_refused():
+    for figures in (summarize, lambda g: best_of_n([g]), lambda g: bootstrap([g], 2)):
+        with pytest.raises(ValueError):
+            figures([S, "judge error"])
+
+
+def test_summary_goes_through_json():
+    s = json.loads(json.dumps(summarize([S, L, None]).to_json()))
+    assert s["counts"] == {"wrong": 0, "abstain": 0, "generic": 0, "less specific": 1, "specific": 1,
+                           "more specific": 0}
+    assert s["malformed"] == 1 and s["n"] == 3 and s["correctness"] == pytest.approx(2 / 3)
+
+
+def test_best_of_n():
+    groups = [[G, L, G, A, S], [W, None], [None, None], [S, M], [], [A, W]]
+    assert best_of_n(groups) == [S, W, None, M, None, A]   # S+ above S here: the ladder, not the bar
+    assert summarize(best_of_n(groups)).malformed == 2
+
+
+def test_harmonic_mean_of_numbers_and_arrays():
+    assert harmonic_mean(.816, .832) == pytest.approx(.82392, abs=1e-5) and harmonic_mean(0, 0) == 0
+    assert np.allclose(harmonic_mean(np.array([0., 1., .5]), np.array([0., 0., .5])), [0, 0, .5])
+
+
+def test_average_is_of_the_datasets_own_figures():
+    one, two = summarize([W, S]), summarize([A])           # HM 2/3 and .4, C .5 and 1, S 1 and .25
+    assert average([one, two]) == pytest.approx(
+        {"correctness": .75, "specificity": .625, "harmonic_mean": (2 / 3 + .4) / 2})
+
+
+def random_groups(images, n, seed, choices=(*Category, None)):
+    rng = random.Random(seed)
+    return [[rng.choice(choices) for _ in range(n)] for _ in range(images)]
+
+
+def test_bootstrap_centres_on_the_figures_and_a_draw_is_a_summary():
+    groups = random_groups(60, 5, 0)
+    draws = bootstrap(groups, resamples=1500, seed=4)
+    s = summarize([c for g in groups for c in g])
+    assert draws.shape == (1500, 3)
+    assert np.allclose(draws.mean(0), [s.correctness, s.specificity, s.harmonic_mean], atol=.01)
+    picks = np.random.default_rng(4).integers(60, size=(1500, 60))       # the documented draw of whole images
+    for i in (0, 777):
+        s = summarize([c for p in picks[i] for c in groups[p]])
+        assert np.allclose(draws[i], [s.correctness, s.specificity, s.harmonic_mean])
+
+
+def test_bootstrap_width_against_the_binomial_error():
+    """One answer an image: the standard error of correctness is sqrt(p (1 - p) / B)."""
+    groups = [[S]] * 280 + [[W]] * 120
+    draws = bootstrap(groups, resamples=4000)
+    assert draws[:, 0].std() == pytest.approx(math.sqrt(.7 * .3 / 400), rel=.06)
+    low, high = intervals(groups, resamples=4000)["correctness"]
+    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(.7 * .3 / 400), rel=.08) and low < .7 < high
+    wide = intervals(groups, confidence=.99, resamples=4000)["correctness"]
+    assert wide[0] < low and wide[1] > high
+
+
+def test_bootstrap_draws_images_not_answers():
+    """Ten equal answers to an image are one piece of evidence: the interval is as wide as with one."""
+    one = [[S]] * 70 + [[W]] * 30
+    ten = [g * 10 for g in one]
+    assert np.array_equal(bootstrap(one, seed=2), bootstrap(ten, seed=2))
+
+
+def test_bootstrap_is_paired_by_seed():
+    groups = random_groups(50, 4, 1)
+    assert np.array_equal(bootstrap(groups, 200, seed=7), bootstrap(groups, 200, seed=7))
+    assert not np.array_equal(bootstrap(groups, 200, seed=7), bootstrap(groups, 200, seed=8))
+    # a system better by one Wrong answer an image is better in every paired draw
+    better = [[L if i == g.index(W) else c for i, c in enumerate(g)] if W in g else g for g in groups]
+    assert (bootstrap(better, 200, seed=7)[:, 0] >= bootstrap(groups, 200, seed=7)[:, 0]).all()
+
+
+def test_bootstrap_of_nothing_and_of_nothing_but_wrong():
+    assert np.array_equal(bootstrap([], 5), np.zeros((5, 3)))
+    assert np.array_equal(bootstrap([[W], [None]], 5), np.zeros((5, 3)))
+    assert intervals([])["harmonic_mean"] == (0, 0)
+    assert set(intervals([[S]])) == {"correctness", "specificity", "harmonic_mean"}

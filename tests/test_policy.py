@@ -1,0 +1,269 @@
+import json
+import re
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, Qwen2_5_VLForConditionalGeneration
+
+import policy as policies
+from grpo import token_logprobs
+from policy import adapters_off, completion_logprobs, encode, lora_layers, lora_state
+
+SIZES = [(112, 84), (56, 56), (84, 112), (112, 84)]  # prompts of three lengths
+LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
+           "mlp.up_proj", "mlp.down_proj"]
+
+
+def completions(policy, rows, width=9, seed=0):
+    """Random tokens of ragged lengths, padded with the banned padding token."""
+    generator = torch.Generator().manual_seed(seed)
+    allowed = (~policy.banned).nonzero().flatten()
+    ids = allowed[torch.randint(len(allowed), (rows, width), generator=generator)]
+    lengths = torch.randint(1, width + 1, (rows, 1), generator=generator)
+    mask = torch.arange(width) < lengths
+    return ids.masked_fill(~mask, policy.pad_id), mask
+
+
+def logprobs_by_transformers(policy, image, question, ids):
+    """The independent path: the model's own full forward on processor output, one completion at a time."""
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    text = policy.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    inputs = policy.processor(text=[text], images=[image], return_tensors="pt")
+    length = inputs["input_ids"].shape[1]
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], ids[None]], 1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    types = inputs["mm_token_type_ids"]
+    inputs["mm_token_type_ids"] = torch.cat([types, torch.zeros(1, len(ids), dtype=types.dtype)], 1)
+    logits = policy.model(**inputs).logits[0, length - 1:-1]
+    return token_logprobs(logits, ids, banned=policy.banned)
+
+
+# ---- LoRA
+
+
+def test_adapted_modules_are_exactly_the_decoders_linears(policy):
+    """Neither the vision tower nor lm_head (silent bug: a filter by name that lets lm_head through)."""
+    expected = [f"model.language_model.layers.{i}.{name}" for i in range(2) for name in LINEARS]
+    assert list(lora_layers(policy.model)) == expected
+    trained = [n for n, p in policy.model.named_parameters() if p.requires_grad]
+    assert trained == [f"{name}.lora_{x}" for name in expected for x in "AB"]
+
+
+def test_lora_is_w_plus_scaled_ba(policy):
+    layer = next(iter(lora_layers(policy.model).values()))
+    x = torch.randn(3, 64)
+    merged = layer.base.weight + 8 / 4 * layer.lora_B @ layer.lora_A
+    torch.testing.assert_close(layer(x), x @ merged.T + layer.base.bias, atol=1e-5, rtol=1e-5)
+
+
+def test_fresh_adapter_changes_nothing_and_off_is_the_base_bit_for_bit():
+    made = policies.from_parts(tiny.model(tiny.tokenizer()), tiny.processor())
+    prompt = encode(made, tiny.pictures((84, 84)), "what?")
+    ids, mask = completions(made, 2)
+    base = completion_logprobs(made, prompt, ids, mask)
+    policies.add_lora(made.model, 4, 8, seed=3)
+    assert torch.equal(completion_logprobs(made, prompt, ids, mask), base)
+    for layer in lora_layers(made.model).values():
+        assert layer.lora_A.abs().max() <= 1 / layer.base.in_features ** 0.5 and layer.lora_A.std() > 0.01
+        layer.lora_B.data.normal_()
+    with adapters_off(made.model):
+        assert torch.equal(completion_logprobs(made, prompt, ids, mask), base)
+    assert not torch.allclose(completion_logprobs(made, prompt, ids, mask), base)
+
+
+def test_adapters_come_back_on_after_an_error(policy):
+    with pytest.raises(RuntimeError), adapters_off(policy.model):
+        raise RuntimeError
+    assert all(layer.enabled for layer in lora_layers(policy.model).values())
+
+
+def test_float32_masters_on_a_bfloat16_base():
+    made = policies.from_parts(tiny.model(tiny.tokenizer()).bfloat16(), tiny.processor())
+    policies.add_lora(made.model, 4, 8)
+    assert {p.dtype for p in made.model.parameters() if p.requires_grad} == {torch.float32}
+    prompt = encode(made, tiny.pictures((84, 84)), "what?")
+    ids, mask = completions(made, 2)
+    out = completion_logprobs(made, prompt, ids, mask)
+    layer = next(iter(lora_layers(made.model).values()))
+    assert out.dtype == torch.float32 and layer(torch.randn(1, 64).bfloat16()).dtype == torch.bfloat16
+    out.sum().backward()
+    assert layer.lora_B.grad.dtype == torch.float32 and layer.lora_B.grad.abs().sum() > 0
+
+
+def test_adapter_file_has_pefts_keys_and_comes_back(policy, tmp_path):
+    policies.save_adapter(policy.model, tmp_path, "base/name")
+    keys = [f"base_model.model.model.language_model.layers.{i}.{name}.lora_{x}.weight"
+            for i in range(2) for name in LINEARS for x in "AB"]
+    state = load_file(tmp_path / "adapter_model.safetensors")
+    assert sorted(state) == sorted(keys)
+    assert state["base_model.model.model.language_model.layers.0.self_attn.k_proj.lora_B.weight"].shape == (32, 4)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"], config["bias"]) == ("LORA", 4, 8, "none")
+    assert config["base_model_name_or_path"] == "base/name"
+    names = [n.replace(".base", "") for n, m in policy.model.named_modules() if isinstance(m, torch.nn.Linear)]
+    matched = [n for n in names if re.fullmatch(config["target_modules"], n)]  # as peft matches a string
+    assert matched == list(lora_layers(policy.model))
+
+    other = policies.from_parts(tiny.model(tiny.tokenizer()), tiny.processor())
+    policies.add_lora(other.model, 4, 8, seed=9)
+    policies.set_lora_state(other.model, state)
+    assert all(torch.equal(a, b) for a, b in zip(lora_state(policy.model).values(), lora_state(other.model).values()))
+
+
+def test_an_adapter_that_does_not_fit_is_refused(policy):
+    state = {k: v.detach().clone() for k, v in lora_state(policy.model).items()}
+    renamed = {k.replace("language_model", "text_model"): v for k, v in state.items()}
+    with pytest.raises(ValueError, match="keys differ"):
+        policies.set_lora_state(policy.model, renamed)
+    key = next(iter(state))
+    with pytest.raises(ValueError, match="q_proj"):
+        policies.set_lora_state(policy.model, state | {key: state[key][:2]})
+
+
+# ---- loading
+
+
+def test_load_and_adapter_round_trip(checkpoint, tmp_path):
+    made = policies.load(checkpoint, rank=2, alpha=4, max_pixels=56 * 56)
+    prompt = encode(made, tiny.pictures((300, 200)), "what?")
+    assert 1 <= int((prompt[0].ids == made.model.config.image_token_id).sum()) <= 4  # 56 x 56 pixels hold 4 tokens
+    for layer in lora_layers(made.model).values():
+        layer.lora_B.data.normal_()
+    policies.save_adapter(made.model, tmp_path)
+    again = policies.load(checkpoint, adapter=tmp_path, max_pixels=56 * 56)
+    ids, mask = completions(made, 2)
+    assert torch.equal(completion_logprobs(made, prompt, ids, mask), completion_logprobs(again, prompt, ids, mask))
+
+
+def test_a_poisoned_generation_config_stays_outside(checkpoint, tmp_path):
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint)
+    model.generation_config.update(do_sample=True, repetition_penalty=1.3, top_k=1, temperature=0.01, top_p=0.1)
+    model.save_pretrained(tmp_path)
+    for source in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja"):
+        (tmp_path / source).write_bytes((checkpoint / source).read_bytes())
+    assert "repetition_penalty" in (tmp_path / "generation_config.json").read_text()
+    from rollout import sample
+    made = [sample(policies.load(folder), tiny.pictures((56, 56)), ["a"], "what?", 6, max_new_tokens=12)[0]
+            for folder in (checkpoint, tmp_path)]
+    assert made[0].texts == made[1].texts and torch.equal(made[0].logprobs, made[1].logprobs)
+    assert len(set(made[0].texts)) > 1  # top_k = 1 would make all completions one
+
+
+def test_checkpoints_of_older_versions_load(checkpoint, tmp_path):
+    """4.x nests keys otherwise, says min_pixels/max_pixels, and keeps the template in chat_template.json."""
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint)
+    old = {k.replace("model.language_model.", "model.").replace("model.visual.", "visual."): v.clone()
+           for k, v in model.state_dict().items()}
+    assert "model.layers.0.self_attn.q_proj.weight" in old and any(k.startswith("visual.") for k in old)
+    save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for source in ("config.json", "generation_config.json", "tokenizer.json"):
+        (tmp_path / source).write_bytes((checkpoint / source).read_bytes())
+    tokens = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    tokens.pop("chat_template", None)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokens))
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": tiny.TEMPLATE}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({
+        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor", "patch_size": 14,
+        "temporal_patch_size": 2, "merge_size": 2, "min_pixels": 3136, "max_pixels": 12845056}))
+    new, made = policies.load(checkpoint), policies.load(tmp_path)
+    ids, mask = completions(new, 2)
+    pair = [completion_logprobs(p, encode(p, tiny.pictures((112, 84)), "what?"), ids, mask) for p in (new, made)]
+    assert torch.equal(*pair)
+
+
+def test_what_is_no_checkpoint_says_so_in_one_line(checkpoint, tmp_path):
+    LlamaConfig().save_pretrained(tmp_path / "llama")
+    with pytest.raises(ValueError, match="llama model: only Qwen2.5-VL"):
+        policies.load(tmp_path / "llama")
+    with pytest.raises(OSError, match="no model at"):
+        policies.load(tmp_path / "nothing")
+    with pytest.raises(OSError, match="no adapter in"):
+        policies.load(checkpoint, adapter=tmp_path)
+    with pytest.raises(ValueError, match="max pixels"):
+        policies.load(checkpoint, max_pixels=10)
+
+
+def test_banned_tokens(policy):
+    tok = policy.tokenizer
+    eos = tok.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert policy.eos_ids == eos and not policy.banned[eos].any()
+    for token in tiny.SPECIALS:
+        assert bool(policy.banned[tok.convert_tokens_to_ids(token)]) == (token not in ("<|im_end|>", "<|endoftext|>"))
+    assert policy.banned[len(tok):].all() and len(policy.banned) == len(tok) + 5  # rows no token has
+    for word in ("<think>", "</answer>", "red finch"):
+        assert not policy.banned[tok(word)["input_ids"]].any()
+
+
+# ---- prompts and log-probs
+
+
+def test_logprobs_equal_transformers_own_forward(policy):
+    """Batch of images of different sizes, N completions each, against one full forward a completion. Catches patches
+    and grids in different orders, one-dimensional positions, padding that leaks."""
+    images, n = tiny.pictures(*SIZES), 3
+    ids, mask = completions(policy, len(images) * n)
+    with torch.no_grad():
+        got = completion_logprobs(policy, encode(policy, images, "what is it?"), ids, mask)
+        for row in range(len(ids)):
+            length = int(mask[row].sum())
+            expected = logprobs_by_transformers(policy, images[row // n], "what is it?", ids[row, :length])
+            torch.testing.assert_close(got[row, :length], expected, atol=1e-5, rtol=1e-5)
+            assert (got[row, length:] == 0).all()
+
+
+def test_one_dimensional_positions_would_differ(policy):
+    """The negative side: positions do matter, so the equality above is no accident."""
+    prompt = encode(policy, tiny.pictures((112, 84)), "what is it?")
+    ids, mask = completions(policy, 2)
+    right = completion_logprobs(policy, prompt, ids, mask)
+    flat = torch.arange(len(prompt[0])).expand(3, -1)
+    assert not torch.equal(prompt[0].positions, flat)
+    prompt[0].positions, prompt[0].start = flat, len(prompt[0])
+    assert (completion_logprobs(policy, prompt, ids, mask) - right).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+def test_shared_prompt_equals_plain_path_in_value_and_gradient(policy, dtype, tolerance):
+    policy.model.to(dtype)
+    prompts = encode(policy, tiny.pictures(*SIZES), "what is it?")
+    ids, mask = completions(policy, 12)
+    weights = torch.randn(ids.shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    results = []
+    for options in ({"shared": False}, {}, {"checkpointing": True}, {"shared": False, "checkpointing": True}):
+        policy.model.zero_grad()
+        logprobs = completion_logprobs(policy, prompts, ids, mask, temperature=0.7, **options)
+        (logprobs * weights).sum().backward()
+        grad = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
+        results.append((logprobs.detach(), grad))
+    for logprobs, grad in results[1:]:
+        torch.testing.assert_close(logprobs, results[0][0], atol=tolerance, rtol=tolerance)
+        assert (grad - results[0][1]).norm() <= tolerance * results[0][1].norm()
+
+
+def test_one_by_one_and_single_tokens(policy):
+    prompts = encode(policy, tiny.pictures(*SIZES), "what is it?")
+    ids, mask = completions(policy, 8)
+    together = completion_logprobs(policy, prompts, ids, mask)
+    for i, prompt in enumerate(prompts):
+        rows = slice(2 * i, 2 * i + 2)
+        alone = completion_logprobs(policy, [prompt], ids[rows], mask[rows])
+        torch.testing.assert_close(alone, together[rows], atol=1e-5, rtol=1e-5)
+    first = completion_logprobs(policy, prompts, ids[:, :1], mask[:, :1])
+    torch.testing.assert_close(first, together[:, :1], atol=1e-5, rtol=1e-5)
+
+
+def test_what_stands_in_the_padding_does_not_matter(policy):
+    prompts = encode(policy, tiny.pictures((84, 84)), "what is it?")
+    ids, mask = completions(policy, 4)
+    expected = completion_logprobs(policy, prompts, ids, mask)
+    junk = torch.where(mask, ids, policy.model.config.image_token_id)
+    assert torch.equal(completion_logprobs(policy, prompts, junk, mask), expected)
+
+
+def test_one_small_image_does_not_shrink_the_next(policy):
+    small, large = tiny.pictures((10, 8), (112, 84))
+    together, alone = encode(policy, [small, large], "what?")[1], encode(policy, [large], "what?")[0]
+    assert torch.equal(together.ids, alone.ids)
+    torch.testing.assert_close(together.embeds, alone.embeds, atol=1e-5, rtol=1e-5)

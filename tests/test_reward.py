@@ -1,0 +1,185 @@
+import math
+import random
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from reward import Category, dynamic_bar, inject_noise, speciarl_rewards, static_rewards
+
+ROOT = Path(__file__).resolve().parents[1]
+W, A, G, L, S, M = Category
+NAMES = {"W": W, "A": A, "G": G, "L": L, "S": S, "M": M, "x": None}
+
+
+def group(letters):
+    return [NAMES[c] for c in letters]
+
+
+def official(categories):
+    """The release's rule, written from its description: ranks S+ = S < S- < G < A < W over the judged answers;
+    the best rank earns 1, unless it is W; what could not be parsed earns -1 and has no vote."""
+    rank = {M: 1, S: 1, L: 2, G: 3, A: 4, W: 5}
+    judged = [rank[c] for c in categories if c is not None]
+    best = min(judged, default=5)
+    return [-1.0 if c is None else 1.0 if rank[c] == best and best != 5 else 0.0 for c in categories]
+
+
+@pytest.mark.parametrize("letters, bar, rewards", [
+    ("GLSWG", S, [0, 0, 1, 0, 0]),             # the paper's worked figure
+    ("GLGAS", S, [0, 0, 0, 0, 1]),
+    ("GLW", L, [0, 1, 0]),
+    ("AAA", A, [1, 1, 1]),
+    ("WWA", A, [0, 0, 1]),
+    ("WWW", A, [0, 0, 0]),                     # Wrong never earns, not even among its like
+    ("MSL", S, [1, 1, 0]),                     # the cap: S and S+ are both full marks
+    ("ML", S, [1, 0]),
+    ("xGx", G, [-1, 1, -1]),
+    ("xxx", A, [-1, -1, -1]),
+    ("xW", A, [-1, 0]),
+    ("G", G, [1]),
+    ("", A, []),
+])
+def test_bar_and_rewards_by_hand(letters, bar, rewards):
+    assert dynamic_bar(group(letters)) is bar
+    assert speciarl_rewards(group(letters)) == rewards
+
+
+def test_rewards_equal_the_official_rule():
+    rng = random.Random(0)
+    for _ in range(3000):
+        categories = [rng.choice([*Category, None]) for _ in range(rng.randint(0, 12))]
+        kept = list(categories)
+        assert speciarl_rewards(categories) == official(categories)
+        assert categories == kept              # inputs are left alone
+
+
+def test_rewards_are_floats_follow_their_answers_and_take_another_malformed_level():
+    rewards = speciarl_rewards(group("GxS"), malformed=-0.25)
+    assert rewards == [0.0, -0.25, 1.0] and all(type(r) is float for r in rewards)
+    order = [2, 0, 1]
+    assert speciarl_rewards([group("GxS")[i] for i in order], malformed=-0.25) == [rewards[i] for i in order]
+    assert speciarl_rewards([2, None, 4]) == [0, -1, 1]    # plain numbers, as a JSON log holds them
+
+
+def test_a_judge_error_is_refused():
+    for rewards in (speciarl_rewards, static_rewards, dynamic_bar):
+        with pytest.raises(ValueError):
+            rewards([S, "judge error"])
+
+
+@pytest.mark.parametrize("letters, quorum, bar", [
+    ("SGGGG", 0.4, G),                         # two of five: the lucky S alone does not set the bar
+    ("SSGGG", 0.4, S),
+    ("SGGGG", 1e-9, G),                        # never fewer than two
+    ("SLGGG", 0.4, L),                         # an S also reaches L
+    ("MSWWW", 0.4, S),
+    ("SLGAW", 1.0, A),                         # everyone reaches Wrong; Wrong is raised to Abstain
+    ("SLGAA", 1.0, A),
+    ("SLGGG", 1.0, G),
+    ("SWWWW", 0.4, A),                         # two reach Wrong only: S earns, and nothing else does
+    ("S", 1.0, S), ("S", 0.1, S), ("W", 0.5, A),  # one well-formed answer: the paper's rule
+    ("Sxxx", 0.5, S), ("SGxx", 0.5, G),        # a malformed answer has no vote and is not counted
+    ("xx", 0.5, A), ("", 0.5, A),
+    ("SSSGGGGGGG", 0.3, S),                    # .3 * 10 is 3.0000000000000004 nowhere, ceil stays 3
+    ("SSSGGGGGGG", 0.31, G),
+    ("S" * 7 + "G" * 93, 0.07, S),             # .07 * 100 = 7.000000000000001 and means 7
+    ("S" * 6 + "G" * 94, 0.07, G),
+    ("S" * 29 + "G" * 71, 0.29, S),            # .29 * 100 = 28.999999999999996
+    ("S" * 28 + "G" * 72, 0.29, G),
+    ("S" * 55 + "G" * 45, 0.55, S),            # .55 * 100 = 55.00000000000001
+])
+def test_quorum(letters, quorum, bar):
+    assert dynamic_bar(group(letters), quorum) is bar
+
+
+def test_quorum_is_the_highest_rung_enough_answers_reach():
+    rng = random.Random(1)
+    for _ in range(2000):
+        n, percent = rng.randint(2, 20), rng.randint(1, 100)
+        categories = [rng.choice(list(Category)) for _ in range(n)]
+        need = max(2, -(-percent * n // 100))  # integer arithmetic
+        reached = [c for c in Category if sum(d >= c for d in categories) >= need]
+        assert dynamic_bar(categories, percent / 100) == min(max(reached[-1], A), S)
+
+
+def test_rewards_with_a_quorum():
+    assert speciarl_rewards(group("SGGWx"), quorum=0.5) == [1, 1, 1, 0, -1]
+
+
+@pytest.mark.parametrize("quorum", [-0.1, 1.1, math.nan])
+def test_quorum_outside_its_range(quorum):
+    with pytest.raises(ValueError, match="quorum"):
+        dynamic_bar([S], quorum)
+
+
+@pytest.mark.parametrize("scheme, by_category", [  # in the paper's order S+, S, S-, G, A, W
+    ("exact", [1, 1, 0, 0, 0, 0]), ("graded_abstain", [1, 1, .75, .5, .25, 0]),
+    ("graded", [1, 1, .75, .5, 0, 0]), ("close", [1, 1, .75, 0, 0, 0])])
+def test_static_schemes(scheme, by_category):
+    assert static_rewards(group("MSLGAWx"), scheme) == [*by_category, -1]
+    assert static_rewards([None], scheme, malformed=-0.5) == [-0.5]
+
+
+def test_static_default_and_unknown_scheme():
+    assert static_rewards(group("LS")) == [0, 1]
+    with pytest.raises(ValueError, match="choose one of exact, graded_abstain, graded, close"):
+        static_rewards([S], "scala9")
+
+
+def test_noise_moves_one_step_and_spares_the_malformed():
+    """S+ goes where S goes; the ends have one way only; in between both ways, evenly."""
+    seen = {c: Counter(inject_noise([c] * 4000, 1.0, random.Random(int(c)))) for c in Category}
+    assert seen[W] == {A: 4000} and seen[S] == {L: 4000} and seen[M] == {L: 4000}
+    for c in (A, G, L):
+        assert set(seen[c]) == {c - 1, c + 1} and abs(seen[c][Category(c + 1)] - 2000) < 5 * math.sqrt(1000)
+    assert inject_noise([None] * 50, 1.0, random.Random(0)) == [None] * 50
+
+
+def test_noise_rate_ends_and_input():
+    categories = [rng_c for rng_c in Category for _ in range(2000)]
+    kept = list(categories)
+    noisy = inject_noise(categories, 0.25, random.Random(3))
+    changed = sum(a != b for a, b in zip(categories, noisy))
+    assert abs(changed - 3000) < 5 * math.sqrt(12000 * .25 * .75) and categories == kept
+    assert inject_noise(categories, 0.0, random.Random(0)) == categories     # an undrawn S+ stays S+
+    assert inject_noise(categories, 0.25, random.Random(3)) == noisy         # the seed decides
+    with pytest.raises(ValueError, match="probability"):
+        inject_noise([S], 1.5, random.Random(0))
+
+
+def test_labels_are_the_judges_words():
+    assert [c.label for c in Category] == ["wrong", "abstain", "generic", "less specific", "specific",
+                                           "more specific"]
+
+
+def run(folder, code):
+    return subprocess.run([sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, '.'); {code}"],
+                          cwd=folder, capture_output=True, text=True)
+
+
+def test_reward_runs_as_a_script():
+    done = subprocess.run([sys.executable, ROOT / "reward.py"], capture_output=True, text=True, encoding="utf-8",
+                          env={"PYTHONIOENCODING": "utf-8"})
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert any("Cessna 172" in x and "bar c* = specific" in x for x in lines)
+    assert [x.split()[-1] for x in lines if "reward" in x][:8] == ["+0", "+0", "+1", "+0", "+0", "+1", "+0", "-1"]
+
+
+@pytest.mark.parametrize("files, code", [
+    (["reward"], "import reward; assert not {m.split('.')[0] for m in sys.modules} - sys.stdlib_module_names "
+                 "- {'reward', '__main__'} - {m.split('.')[0] for m in before}"),
+    (["grpo"], "import grpo"),
+    (["reward", "metrics"], "import metrics; print(metrics.summarize([4, None]))"),
+    (["reward", "judge"], "import judge; assert 'torch' not in sys.modules and "
+                          "'transformers' not in sys.modules; judge.TaxonomyJudge({'a': 'b'})([('a', 'b')])"),
+])
+def test_rooms_work_when_copied_alone(tmp_path, files, code):
+    for name in files:
+        shutil.copy(ROOT / f"{name}.py", tmp_path)
+    done = run(tmp_path, f"before = list(sys.modules); {code}")
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,486 @@
+"""SpeciaRL, the whole loop: sample, judge, reward, advantages, update.
+
+    python train.py                                            the embedded world, on a laptop, in minutes
+    python train.py --data cub --n 8 --root DIR                Qwen2.5-VL-7B on CUB, on one GPU
+    python train.py --resume runs/cub-speciarl-seed0           go on after a kill
+
+A run folder holds config.json, log.jsonl (a line a step), samples.jsonl (a line an image: every answer with
+its rung, the bar, the rewards), adapter/ (PEFT's format), state.pt (what --resume needs), eval.json (before
+and after, on test).
+
+Where this departs from the official release (README says why):
+1. Losses have one denominator for the whole optimizer step, counted before it is split; verl's is per
+   micro-batch.
+2. A judge error takes its whole group out of the step; there it scores 0 for every answer of the batch.
+3. N = 8 rollouts an image (release: 10), images up to 512 x 28 x 28 pixels (release: longer prompts are
+   dropped), 512 new tokens (release: 2048), validation on unused training images (release: on test).
+4. Only temperature shapes the sampled distribution, and the same distribution is scored.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import data
+from evaluate import (JUDGE, MODEL, ask, before_and_after, category_name, comparison, evaluate, is_toy,
+                      load_judge, load_policy, question_for, write_json)
+from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, masked_mean, policy_loss
+from judge import JUDGE_ERROR, judge_groups
+from metrics import average, summarize
+from policy import adapters_off, completion_logprobs, lora_state, save_adapter, set_lora_state
+from reward import SCHEMES, Category, dynamic_bar, inject_noise, speciarl_rewards, static_rewards
+from rollout import seed_for
+
+MAX_GRAD_NORM = 1.0  # official
+
+# What --loss sets; an explicit flag wins for the first three.
+LOSSES = {
+    "grpo": dict(beta=0.01, clip_low=0.2, clip_high=0.2, dual_clip=3.0, scale="std", mode="token-mean"),
+    "dr_grpo": dict(beta=0.0, clip_low=0.2, clip_high=0.2, dual_clip=3.0, scale="none",
+                    mode="seq-mean-token-sum-norm"),
+    "dapo": dict(beta=0.0, clip_low=0.2, clip_high=0.28, dual_clip=10.0, scale="std", mode="token-mean"),
+}
+REWARDS = ("speciarl", *SCHEMES)
+
+
+def option(default, help, source="", **argument):
+    return field(default=default, metadata={"help": help, "source": source, "argument": argument})
+
+
+@dataclass
+class Config:
+    """Defaults are the paper's run; PRESETS["toy"] is what a tiny policy needs otherwise; explicit flags
+    win."""
+    data: str = option("toy", "datasets to train on, comma between them: cub, toy-bird, ...")
+    root: str | None = option(None, "folder of the datasets (default: data)")
+    limit: int | None = option(3000, "training images a dataset, a random subset by seed 42", "official")
+    model: str = option(MODEL, "checkpoint: folder or hub name", "official")
+    judge: str = option(JUDGE, "chat model, taxonomy.json, or taxonomy", "official: Qwen3-30B-A3B")
+    judge_mode: str = option("choice", "likelihood of the six categories, or read the judge's words",
+                             "official: choice", choices=("choice", "generate"))
+    prompt: str = option("base", "the question: base, specific, ...", "official: base")
+    n: int = option(8, "answers an image (N)", "official: 10")
+    images_per_step: int = option(256, "images a step", "official")
+    minibatch: int = option(128, "images an optimizer update", "official")
+    micro_batch: int = option(1, "images forwarded at a time (memory)")
+    epochs: int = option(15, "passes over the images, unless --steps is given", "official")
+    steps: int | None = option(None, "steps", "official: 165")
+    lr: float = option(3e-5, "AdamW learning rate, constant", "official")
+    warmup: int = option(0, "steps of linear warm-up", "official")
+    betas: tuple = option((0.9, 0.999), "AdamW betas", "official", nargs=2, type=float)
+    weight_decay: float = option(0.01, "AdamW weight decay", "official")
+    loss: str = option("grpo", "loss", "official", choices=tuple(LOSSES))
+    beta: float | None = option(None, "KL coefficient; None: by --loss, .01 or 0", "official: .01")
+    clip_low: float | None = option(None, "lower clip; None: by --loss, .2", "official: .2")
+    clip_high: float | None = option(None, "upper clip; None: by --loss, .2 or .28", "official: .2")
+    reward: str = option("speciarl", "reward scheme", "paper", choices=REWARDS)
+    quorum: float = option(0.0, "share of answers that must reach the bar (0: the best one sets it)", "ours")
+    malformed: float = option(-1.0, "reward of an answer that can't be read", "official")
+    noise: float = option(0.0, "probability that a verdict moves one rung (ablation)", "official: 0")
+    temperature: float = option(1.0, "sampling temperature", "official")
+    max_new_tokens: int = option(512, "longest completion, tokens", "official: 2048")
+    max_pixels: int | None = option(512 * 28 * 28, "larger images are scaled down", "official: no such limit")
+    lora_rank: int = option(64, "LoRA rank", "official")
+    lora_alpha: float = option(32, "LoRA alpha (scale = alpha / rank)", "official")
+    checkpointing: bool = option(False, "make activations again in backward (memory)", "official: on")
+    seed: int = option(0, "of everything but the data subset", "official: 1")
+    eval_every: int = option(5, "steps between validations, 0 = only before", "official")
+    eval_limit: int = option(300, "images of each validation and test set", "official: all")
+    out: str | None = option(None, "run folder (default: runs/DATA-REWARD-seedSEED)")
+
+
+PRESETS = {"toy": dict(limit=1000, model="toy", judge="taxonomy", images_per_step=16, minibatch=16,
+                       micro_batch=16, steps=60, lr=1e-3, warmup=10, betas=(0.9, 0.99), max_new_tokens=16,
+                       max_pixels=None, lora_rank=16, eval_every=20)}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Configuration
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+    for f in fields(Config):
+        argument = dict(f.metadata["argument"])
+        if f.type is bool or f.type == "bool":
+            argument["action"] = argparse.BooleanOptionalAction
+        elif "type" not in argument:
+            argument["type"] = next(t for t in (int, float, str) if t.__name__ in str(f.type))
+        toy_value = f"toy {PRESETS['toy'][f.name]}" if f.name in PRESETS["toy"] else ""
+        notes = "; ".join(filter(None, [f"default {f.default}", toy_value, f.metadata["source"]]))
+        text = f"{f.metadata['help']} ({notes})".replace("%", "%%")
+        p.add_argument(flag(f.name), default=argparse.SUPPRESS, help=text, **argument)
+    return p
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def parse_config(argv: list[str] | None = None) -> tuple[Config, Path | None]:
+    """The resolved configuration and the folder to resume, if any. Raises ValueError for settings that can't
+    be."""
+    given = vars(parser().parse_args(argv))
+    folder = given.pop("resume")
+    if "betas" in given:
+        given["betas"] = tuple(given["betas"])
+    if folder is not None:
+        file = Path(folder) / "config.json"
+        if not file.is_file():
+            raise ValueError(f"nothing to resume in {folder}: there is no config.json")
+        saved = json.loads(file.read_text())
+        saved["betas"] = tuple(saved["betas"])
+        changed = [f"{flag(k)} was {saved[k]}, now {v}" for k, v in given.items() if saved[k] != v]
+        if changed:
+            raise ValueError("a resumed run keeps its settings: " + "; ".join(changed))
+        return Config(**saved), Path(folder)
+    preset = PRESETS["toy"] if is_toy(given.get("data", Config.data).split(",")) else {}
+    config = Config(**preset | given)
+    for name in ("beta", "clip_low", "clip_high"):
+        if getattr(config, name) is None:
+            setattr(config, name, LOSSES[config.loss][name])
+    if config.out is None:
+        config.out = f"runs/{config.data.replace(',', '+')}-{config.reward}-seed{config.seed}"
+    check(config)
+    return config, None
+
+
+def check(config: Config) -> None:
+    for name, least in [("n", 2), ("images_per_step", 1), ("minibatch", 1), ("micro_batch", 1), ("epochs", 1),
+                        ("max_new_tokens", 1), ("lora_rank", 1), ("eval_limit", 1)]:
+        if getattr(config, name) < least:
+            why = ": a group of one has nothing to compare itself with" if name == "n" else ""
+            raise ValueError(f"{flag(name)} must be at least {least}, got {getattr(config, name)}{why}")
+    for name in ("lr", "temperature"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"--{name} must be above 0, got {getattr(config, name)}")
+    for name in ("quorum", "noise"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"--{name} must lie in [0, 1], got {getattr(config, name)}")
+    for name in ("warmup", "weight_decay", "beta", "clip_low", "clip_high", "eval_every"):
+        if getattr(config, name) < 0:
+            raise ValueError(f"{flag(name)} must not be negative, got {getattr(config, name)}")
+    if config.steps is not None and config.steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {config.steps}")
+    if config.limit is not None and config.limit < 1:
+        raise ValueError(f"--limit must be at least 1, got {config.limit}")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The step's parts
+
+
+def step_examples(examples: list, config: Config, step: int) -> list:
+    """The images of step 1, 2, ...: each epoch in its own order, the incomplete last batch dropped, as the
+    release does."""
+    per_epoch = len(examples) // config.images_per_step
+    epoch, k = divmod(step - 1, per_epoch)
+    order = np.random.default_rng(seed_for(config.seed, "order", epoch)).permutation(len(examples))
+    return [examples[i] for i in order[k * config.images_per_step:(k + 1) * config.images_per_step]]
+
+
+def some(examples: list, limit: int) -> list:
+    """An even spread over the set: the first few hundred images of CUB are a handful of its classes."""
+    if len(examples) <= limit:
+        return examples
+    return [examples[i * len(examples) // limit] for i in range(limit)]
+
+
+def group_rewards(categories: list, config: Config) -> list[float]:
+    if config.reward == "speciarl":
+        return speciarl_rewards(categories, config.quorum, config.malformed)
+    return static_rewards(categories, config.reward, config.malformed)
+
+
+def with_noise(categories: list, config: Config, step: int, image_id: str) -> list:
+    """The judge-noise ablation, seeded by image and step."""
+    rng = random.Random(seed_for(config.seed, "noise", step, image_id))
+    return inject_noise(categories, config.noise, rng) if config.noise else categories
+
+
+def stack(groups: list, pad_id: int) -> list[torch.Tensor]:
+    """Completions, mask and sampling log-probs of B groups, each (B, N, T) with T the longest of them."""
+    width = max(g.completions.shape[1] for g in groups)
+    return [torch.stack([F.pad(x, (0, width - x.shape[1]), value=value) for x in rows]) for rows, value in (
+        ([g.completions for g in groups], pad_id), ([g.mask for g in groups], False),
+        ([g.logprobs for g in groups], 0.0))]
+
+
+def update(policy, optimizer, groups: list, advantages: torch.Tensor, config: Config) -> dict[str, float]:
+    """One step's optimizer updates: a minibatch each, in micro-batches under the minibatch's own denominator.
+
+    groups: B; advantages: (B, N). Returns the step's statistics, means over tokens.
+    """
+    loss = LOSSES[config.loss]
+    parameters = [p for p in policy.model.parameters() if p.requires_grad]
+    completions, mask, sampled = stack(groups, policy.pad_id)
+    advantages = advantages.to(mask.device)
+
+    def score(members: list[int]) -> torch.Tensor:
+        return completion_logprobs(policy, [groups[i].prompt for i in members],
+                                   completions[members].flatten(0, 1), mask[members].flatten(0, 1),
+                                   config.temperature, config.checkpointing)
+
+    minibatches = []  # (micro-batches of group numbers, denominator)
+    for members in chunks(list(range(len(groups))), config.minibatch):
+        rows = mask[members].flatten(0, 1)
+        denominator = {"token-mean": rows.sum(), "seq-mean-token-mean": len(rows),
+                       "seq-mean-token-sum-norm": len(rows) * config.max_new_tokens}[loss["mode"]]
+        if config.beta == 0:  # equal rewards teach nothing then; their tokens stay in the denominator
+            members = [i for i in members if advantages[i].any()]
+        minibatches.append((chunks(members, config.micro_batch), denominator))
+    # The first minibatch meets the weights that sampled it; for the others the old log-probs are taken before
+    # anything moves, in the same micro-batches, so that an unmoved ratio is exactly 1.
+    with torch.no_grad():
+        old = {m[0]: score(m) for micros, _ in minibatches[1:] for m in micros}
+
+    stats: dict[str, list[tuple[float, float]]] = {}
+    norms, skipped, ratio_max, policy_sum = [], 0, 0.0, 0.0
+    for number, (micros, denominator) in enumerate(minibatches):
+        for members in micros:
+            logprobs, part = score(members), mask[members].flatten(0, 1)
+            values, seen = policy_loss(logprobs, old.get(members[0], logprobs.detach()),
+                                       advantages[members].flatten(), part, config.clip_low,
+                                       config.clip_high, loss["dual_clip"])
+            objective = aggregate(values, part, loss["mode"], denominator)
+            policy_sum += float(objective.detach())
+            ratio_max = max(ratio_max, float(seen.pop("ratio_max")))
+            if config.beta > 0:
+                with torch.no_grad(), adapters_off(policy.model):
+                    reference = score(members)
+                kl = k3_kl(logprobs, reference)
+                objective = objective + config.beta * aggregate(kl, part, loss["mode"], denominator)
+                seen |= {"kl": masked_mean(kl.detach(), part),
+                         "kl_clamped": masked_mean(kl.detach() >= KL_CLAMP, part)}
+            if number == 0:  # same weights, same distribution: what was sampled and what is scored must agree
+                gap = (logprobs.detach() - sampled[members].flatten(0, 1)).abs()
+                seen["logprob_gap"] = masked_mean(gap, part)
+            objective.backward()
+            for name, value in seen.items():
+                stats.setdefault(name, []).append((float(value), float(part.sum())))
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM))
+        if np.isfinite(norm):
+            optimizer.step()
+            norms.append(norm)
+        else:  # one poisoned update would end the run: leave it out, and say which images it was
+            skipped += 1
+            images = " ".join(groups[i].id for members in micros for i in members)
+            tqdm.write(f"warning: gradient {norm}, update skipped; its images: {images}", file=sys.stderr)
+        optimizer.zero_grad(set_to_none=True)
+    means = {f"policy/{name}": sum(v * w for v, w in pairs) / sum(w for _, w in pairs)
+             for name, pairs in stats.items()}
+    return means | {"policy/loss": policy_sum / len(minibatches), "policy/ratio_max": ratio_max,
+                    "policy/grad_norm": float(np.mean(norms)) if norms else 0.0, "policy/skipped": skipped}
+
+
+def chunks(items: list, size: int) -> list[list]:
+    return [items[i:i + size] for i in range(0, len(items), size)]
+
+
+def rollout_figures(groups: list, categories: list, rewards: torch.Tensor, advantages: torch.Tensor,
+                    eos_ids: list[int]) -> dict[str, float]:
+    """What one watches: the rollouts' own figures. categories, rewards, advantages: (B, N)."""
+    flat = [c for group in categories for c in group]
+    summary = summarize(flat)
+    wrong = torch.tensor([[c == Category.WRONG for c in group] for group in categories])
+    lengths = torch.cat([g.mask.sum(1) for g in groups]).float()
+    ended = [torch.isin(g.completions, torch.tensor(eos_ids, device=g.mask.device)).any(1) for g in groups]
+    figures = {"reward": float(rewards.mean()), "correctness": summary.correctness,
+               "specificity": summary.specificity, "hm": summary.harmonic_mean,
+               "malformed": summary.malformed / summary.n,
+               "dead_groups": float((rewards == rewards[:, :1]).all(1).float().mean()),
+               "wrong_positive": float((advantages[wrong] > 0).float().mean()) if wrong.any() else 0.0,
+               "length": float(lengths.mean()), "truncated": 1 - float(torch.cat(ended).float().mean())}
+    bars = [dynamic_bar(group) for group in categories]
+    return figures | {f"share/{c.label}": s for c, s in summary.shares.items()} \
+                   | {f"bar/{c.label}": bars.count(c) / len(bars) for c in list(Category)[1:5]}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def append(path: Path, lines: list[dict]) -> None:
+    with path.open("a", encoding="utf-8") as f:
+        f.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
+def save_state(run: Path, policy, optimizer, config: Config, step: int) -> None:
+    """Everything resume needs, whole or not at all. No random state: every draw is seeded by what it is
+    for."""
+    state = {"step": step, "config": asdict(config), "optimizer": optimizer.state_dict(),
+             "adapter": {k: v.detach().cpu() for k, v in lora_state(policy.model).items()},
+             "offsets": {name: (run / name).stat().st_size if (run / name).exists() else 0
+                         for name in ("log.jsonl", "samples.jsonl")}}
+    with (run / "state.tmp").open("wb") as f:
+        torch.save(state, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(run / "state.tmp", run / "state.pt")
+
+
+def load_state(run: Path, policy, optimizer) -> int:
+    """Back to the last saved step; what was logged after it is cut off and will be written again."""
+    if not (run / "state.pt").exists():
+        for name in ("log.jsonl", "samples.jsonl"):
+            (run / name).unlink(missing_ok=True)
+        return -1
+    state = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
+    set_lora_state(policy.model, state["adapter"], run / "state.pt")
+    optimizer.load_state_dict(state["optimizer"])
+    for name, size in state["offsets"].items():
+        if (run / name).exists():
+            os.truncate(run / name, size)
+    return state["step"]
+
+
+def peak_gb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The loop
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Runs (or resumes) training; returns the run folder."""
+    # Everything a user can get wrong is met here, before any hour is spent, and ends in one line.
+    try:
+        config, resumed = parse_config(argv)
+        run = resumed or Path(config.out)
+        if resumed is None and run.exists() and any(run.iterdir()):
+            raise ValueError(f"{run} holds a run already: --resume {run} goes on, --out FOLDER starts another")
+        names = config.data.split(",")
+        question = question_for(config.prompt, names)
+        examples = [e for name in names for e in data.load(name, "train", config.root, config.limit)]
+        if len(examples) < config.images_per_step:
+            raise ValueError(f"{len(examples)} training images are fewer than a step's "
+                             f"{config.images_per_step}: lower --images-per-step or raise --limit")
+        used = {e.id for e in examples}
+        validation = {name: [e for e in data.load(name, "val", config.root) if e.id not in used]
+                      for name in names}
+        tests = [f"toy-{d}" for d in ("bird", "flower", "vehicle", "fish")] if is_toy(names) else names
+        tests = {name: data.load(name, "test", config.root) for name in tests}
+        validation, tests = ({name: some(v, config.eval_limit) for name, v in sets.items()}
+                             for sets in (validation, tests))
+        policy = load_policy(config.model, config.seed, rank=config.lora_rank, alpha=config.lora_alpha,
+                             max_pixels=config.max_pixels)
+        judge = load_judge(config.judge, config.judge_mode, policy.device)
+    except (ValueError, OSError) as e:
+        sys.exit(f"train.py: {(str(e).splitlines() or [type(e).__name__])[0]}")
+    steps = config.steps or config.epochs * (len(examples) // config.images_per_step)
+    run.mkdir(parents=True, exist_ok=True)
+    print(json.dumps(asdict(config) | {"steps": steps}, indent=2))
+    write_json(run / "config.json", asdict(config))
+
+    parameters = [p for p in policy.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay)
+    done = load_state(run, policy, optimizer) if resumed else -1  # -1: not even validated yet
+
+    def validate() -> dict[str, float]:
+        sums = [evaluate(policy, judge, v, question, max_new_tokens=config.max_new_tokens,
+                         label=f"validate {name}")["summary"] for name, v in validation.items() if v]
+        return {f"val/{k}": v for k, v in average(sums).items()} if sums else {}
+
+    bar = tqdm(total=steps, initial=max(done, 0), desc="train", unit="step", dynamic_ncols=True)
+    try:
+        if done < 0:
+            append(run / "log.jsonl", [{"step": 0} | validate()])
+            save_state(run, policy, optimizer, config, 0)
+        for step in range(max(done, 0) + 1, steps + 1):
+            start = time.perf_counter()
+            # N answers to each image
+            batch = step_examples(examples, config, step)
+            read, groups, unreadable = ask(policy, batch, question, n=config.n, seed=config.seed,
+                                           stream=f"train/{step}", temperature=config.temperature,
+                                           max_new_tokens=config.max_new_tokens)
+            sampled = time.perf_counter()
+
+            # a rung for each answer; a group that the judge failed on leaves the step whole
+            judged = judge_groups(judge, [e.label for e in read], [g.answers for g in groups])
+            judge_seconds = time.perf_counter() - sampled
+            whole = [i for i, categories in enumerate(judged) if JUDGE_ERROR not in categories]
+            kept = [groups[i] for i in whole]
+            categories = [with_noise(judged[i], config, step, groups[i].id) for i in whole]
+
+            # rewards and advantages (B, N), then the updates
+            line = {"step": step, "images": len(kept), "unreadable": len(unreadable),
+                    "judge_errors": len(groups) - len(kept),
+                    "lr": config.lr * min(1.0, step / max(1, config.warmup))}
+            updating = time.perf_counter()
+            if kept:
+                rewards = torch.tensor([group_rewards(c, config) for c in categories])
+                advantages = group_advantages(rewards, LOSSES[config.loss]["scale"])
+                for group in optimizer.param_groups:
+                    group["lr"] = line["lr"]
+                line |= rollout_figures(kept, categories, rewards, advantages, policy.eos_ids)
+                line |= update(policy, optimizer, kept, advantages, config)
+            updated = time.perf_counter()
+            tokens = sum(int(g.mask.sum()) for g in groups)
+            line |= {"time/rollout": sampled - start, "time/judge": judge_seconds,
+                     "time/update": updated - updating, "time/step": updated - start,
+                     "time/tokens_per_s": tokens / (updated - start), "mem/peak_gb": peak_gb()}
+
+            # validation, then the step's lines, then the state that vouches for them
+            if config.eval_every and step % config.eval_every == 0:
+                line |= validate()
+                save_adapter(policy.model, run / "adapter", policy.name)
+            append(run / "samples.jsonl",
+                   sample_lines(step, read, groups, judged, whole, categories, config, unreadable))
+            append(run / "log.jsonl", [line])
+            save_state(run, policy, optimizer, config, step)
+            bar.update()
+            watched = [k for k in ("reward", "correctness", "specificity", "malformed") if k in line]
+            bar.set_postfix({k: f"{line[k]:.2f}" for k in watched}
+                            | {"tok/s": f"{line['time/tokens_per_s']:.0f}"}
+                            | {k: line[k] for k in ("judge_errors", "unreadable") if line[k]})
+        bar.close()
+        save_adapter(policy.model, run / "adapter", policy.name)
+        results = before_and_after(policy, judge, tests, question, config.max_new_tokens, config.seed)
+        write_json(run / "eval.json", results)
+    except KeyboardInterrupt:
+        bar.close()
+        if (run / "state.pt").exists():
+            load_state(run, policy, optimizer)  # a half-done step is not kept
+            save_adapter(policy.model, run / "adapter", policy.name)
+        sys.exit(f"stopped; the last whole step is saved: python train.py --resume {run}")
+    except torch.cuda.OutOfMemoryError:
+        bar.close()
+        sys.exit("train.py: out of GPU memory; the last whole step is saved. Lower --micro-batch, "
+                 "--max-pixels, --max-new-tokens or --n, or turn on --checkpointing")
+    print(comparison(results, names))
+    print(f"everything about this run is in {run}")
+    return run
+
+
+def sample_lines(step, read, groups, judged, whole, categories, config, unreadable) -> list[dict]:
+    """A line for every image of the step, those that left it included."""
+    lines = [{"step": step, "unreadable": text} for text in unreadable]
+    noisy = dict(zip(whole, categories))
+    for i, (example, group) in enumerate(zip(read, groups)):
+        line = {"step": step, "id": example.id, "truth": example.label, "answers": group.answers,
+                "texts": group.texts, "categories": [category_name(c) for c in noisy.get(i, judged[i])]}
+        if i in noisy:
+            line |= {"bar": dynamic_bar(noisy[i], config.quorum).label,
+                     "rewards": group_rewards(noisy[i], config)}
+        lines.append(line)
+    return lines
+
+
+if __name__ == "__main__":
+    main()
