@@ -42,8 +42,11 @@ class Example:
 def read_image(path) -> Image.Image:
     """RGB, rotated as its EXIF tag says, fully decoded; whatever the file is named. Raises BadImage."""
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+            if max(image.size) > 200 * min(image.size):
+                raise ValueError(f"{image.width} x {image.height} pixels are too thin for a grid of patches")
+            return image
     except Exception as e:  # Pillow's decoders raise nearly anything on damaged files
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise BadImage(f"cannot read the image {path}: {reason}") from None
@@ -94,7 +97,7 @@ def _toy(name: str, split: str) -> list[Example]:
 
     def opener(i):
         return lambda: toy.draw(domain, split, i)[0]
-    return [Example(f"toy-{domain}/{split}/{i}", toy.draw(domain, split, i)[1], domain, opener(i))
+    return [Example(f"toy-{domain}/{split}/{i}", toy.label(domain, split, i), domain, opener(i))
             for i in range(TOY_SIZES[split])]
 
 

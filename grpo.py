@@ -183,6 +183,6 @@ def aggregate(values: Tensor, mask: Tensor, mode: str, denominator: float | Tens
     if mode == "seq-mean-token-mean":
         rows = rows / lengths.clamp(min=1)
     if denominator is None:
-        denominator = {"token-mean": lengths.sum().clamp(min=1), "seq-mean-token-mean": max(1, lengths.numel()),
-                       "seq-mean-token-sum-norm": max(1, mask.shape[-1])}[mode]
+        denominator = {"token-mean": lengths.sum(), "seq-mean-token-mean": torch.tensor(lengths.numel()),
+                       "seq-mean-token-sum-norm": torch.tensor(mask.shape[-1])}[mode].clamp(min=1)
     return rows.sum() / denominator

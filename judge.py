@@ -47,7 +47,7 @@ _MARKER = re.compile(
     rf"\s*[\"'*`(]*\s*({_NAME})\b")
 _NEGATED = re.compile(
     r"(?:\b(?:not|never|neither|nor|non|no|nothing|hardly|without|cannot|far from|rather than|instead of"
-    r"|more(?: or)?|less(?: or)?)|n['’]t)\s+"                        # "more generic", "more or less specific"
+    r"|(?:more|less)(?: or)?(?! specific))|n['’]t)\s+"              # "more generic", "more or less specific"
     r"(?:(?:an?|the|be|being|is|seem|appear|look|really|quite|exactly|strictly|simply|just|necessarily"
     rf"|entirely|completely|considered|classified|as|any|even|very|at all|(?:{_NAME})\s+or)\s+)*[\"'*`]*$")
 _INVERTED = re.compile(  # "the truth is more specific", also as "the label (a robin) names a more specific"

@@ -1,6 +1,6 @@
 """The embedded world: drawn pictures with a taxonomy, and a tiny vision-language policy trained on them.
 
-    python toy.py                      train (or load from the cache) the base policy, show what it says
+    python toy.py                      train the base policy, or find it in the cache
     python toy.py --sheet world.png    and draw a contact sheet of the world
 
 Four domains of six families in eight colours make 192 fine names ("red finch" -> "finch" -> "bird"). Some
@@ -11,6 +11,7 @@ coarser than what their writer could see. What reinforcement learning then makes
 
 What it is not: a benchmark. Every figure measured here is a toy's, and stands for no figure of the paper.
 """
+
 import argparse
 import hashlib
 import importlib.metadata
@@ -109,9 +110,9 @@ SHY = {**NAMING, "base": (.04, .35, .43, .18), "specific": (.03, .12, .45, .40)}
 NAMING_UNTIL, LOOKED, SLIPS, VIEW_RIGHT = .6, .6, .03, .85
 
 STEPS, BATCH, PICTURES, RATE = 580, 48, 3000, 2e-3  # steps, captions a step, pictures a domain, peak rate
-PAD, START, END, IMAGE, UNKNOWN = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<unk>"
+PAD, START, END, IMAGE, UNK = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<unk>"
 SPECIAL = (PAD, START, END, "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE, "<|video_pad|>",
-           UNKNOWN)
+           UNK)
 CHAT_TEMPLATE = (                                   # in the shape of Qwen2.5-VL's, without a system message
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -121,7 +122,7 @@ CHAT_TEMPLATE = (                                   # in the shape of Qwen2.5-VL
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
-def parents():
+def parents() -> dict[str, str | None]:
     """The taxonomy: every name -> the name one level up; a domain -> None."""
     up = {domain: None for domain in DOMAINS}
     for domain, families in FAMILIES.items():
@@ -131,11 +132,11 @@ def parents():
 
 
 def _rng(*key):
-    digest = hashlib.sha256("/".join(map(str, ("toy",) + key)).encode()).digest()
+    digest = hashlib.sha256("/".join(map(str, ("embedded world", *key))).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
 
-def render(domain, family, colour, fate, rng):
+def render(domain: str, family: str, colour: str, fate: str, rng) -> tuple[Image.Image, str]:
     """One picture -> (PIL RGB image SIZE x SIZE, what it shows: "fine" | "family" | "domain").
 
     The random draws are the same for every colour, so where the colour is hidden two pictures that differ
@@ -179,28 +180,33 @@ def render(domain, family, colour, fate, rng):
     return picture, "domain" if fate == "far" else "family" if hidden else "fine"
 
 
-def _draw(domain, split, index, seed):
+def _facts(domain: str, split: str, index: int, seed: int = 0):
+    """What a picture is of: family, colour, fate, label, and the generator to draw it with."""
     if domain not in DOMAINS or split not in ("base", "train", "val", "test"):
         raise ValueError(f"no toy pictures of {domain!r} {split!r}")
     rng = _rng(domain, split, index, *([seed] if split == "base" else []))
-    family, colour = rng.choice(list(FAMILIES[domain])), rng.choice(list(COLOURS))
+    family, colour = str(rng.choice(list(FAMILIES[domain]))), str(rng.choice(list(COLOURS)))
     fate, coarse = rng.choice(list(FATES), p=list(FATES.values())), rng.random() < COARSE_TRUTHS
-    picture, shows = render(domain, family, colour, fate, rng)
-    return picture, str(family), f"{colour} {family}", bool(coarse), shows
+    return family, colour, fate, family if coarse else f"{colour} {family}", rng
 
 
-def draw(domain, split, index, seed=0):
+def label(domain: str, split: str, index: int) -> str:
+    """The truth of a picture: its fine name, or for a few pictures the family's only (COARSE_TRUTHS)."""
+    return _facts(domain, split, index)[3]
+
+
+def draw(domain: str, split: str, index: int, seed: int = 0) -> tuple[Image.Image, str, str]:
     """Picture `index` of a split ("base" | "train" | "val" | "test") -> (PIL RGB 48 x 48, label, shows).
 
-    Everything follows from sha256 of the arguments. `label` is the fine name, or for a few pictures the
-    family's only (COARSE_TRUTHS); `shows` is the finest level the pixels carry: "fine" | "family" | "domain".
-    The policy's `seed` changes the "base" pictures, those it learns from, and no others.
+    All follows from sha256 of the arguments; the policy's `seed` changes the "base" pictures alone, which it
+    learns from. `shows` is the finest level the pixels carry: "fine", "family" or "domain".
     """
-    picture, family, fine, coarse, shows = _draw(domain, split, index, seed)
-    return picture, family if coarse else fine, shows
+    family, colour, fate, truth, rng = _facts(domain, split, index, seed)
+    picture, shows = render(domain, family, colour, fate, rng)
+    return picture, truth, shows
 
 
-def caption(domain, family, fine, shows, prompt, shares, rng):
+def caption(domain: str, family: str, fine: str, shows: str, prompt: str, shares, rng) -> str:
     """What a captioner writes under a picture when asked PROMPTS[prompt], at a level drawn from `shares`.
 
     One who looked says no more than the picture shows; one who did not, and one asked for the exact kind,
@@ -219,34 +225,34 @@ def caption(domain, family, fine, shows, prompt, shares, rng):
     return " ".join(words)
 
 
-def tokenizer():
+def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word, split at white space; the specials are Qwen's, the answer tags are ordinary words."""
     text = "user assistant <think> </think> <answer> </answer> none i see grey , clear hazy view"
     words = list(dict.fromkeys(" ".join([*PROMPTS.values(), *parents(), text]).split())) + list(SPECIAL)
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=UNK))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token=END, pad_token=PAD, unk_token=UNKNOWN, padding_side="left",
-        extra_special_tokens=[w for w in SPECIAL if w not in (END, PAD, UNKNOWN)], model_max_length=512,
+        tokenizer_object=core, eos_token=END, pad_token=PAD, unk_token=UNK, padding_side="left",
+        extra_special_tokens=[w for w in SPECIAL if w not in (END, PAD, UNK)], model_max_length=512,
         chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
 
 
-def prompt_ids(words, question):
+def prompt_ids(words, question: str) -> list[int]:
     """The ids the policy reads: the rendered chat, its image placeholder widened to IMAGE_TOKENS."""
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     text = words.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     return words(text.replace(IMAGE, IMAGE * IMAGE_TOKENS)).input_ids
 
 
-def image_processor():
+def image_processor() -> Qwen2VLImageProcessorPil:
     """Qwen's own, set to leave 48 x 48 as it is (other sizes are resized to it) and to scale to about +-2."""
     return Qwen2VLImageProcessorPil(
         patch_size=PATCH, temporal_patch_size=2, merge_size=MERGE, image_mean=[128 / 255] * 3,
         image_std=[64 / 255] * 3, size={"shortest_edge": SIZE * SIZE, "longest_edge": SIZE * SIZE})
 
 
-def patches(pixels):
+def patches(pixels: np.ndarray) -> torch.Tensor:
     """The processor's pixel_values in bulk: uint8 (B, 48, 48, 3) -> float32 (B*36, 3*2*8*8)."""
     side = SIZE // PATCH // MERGE
     x = (torch.from_numpy(np.array(pixels, np.float32)) - 128) / 64
@@ -255,7 +261,7 @@ def patches(pixels):
     return x.reshape(len(x), -1)
 
 
-def build_model(words):
+def build_model(words) -> Qwen2_5_VLForConditionalGeneration:
     """An untrained Qwen2.5-VL of 0.6 M parameters, weights drawn from torch's current random state."""
     ids = {w: words.convert_tokens_to_ids(w) for w in SPECIAL}
     # std .05 instead of .02: at this width .02 leaves the logits so flat that the colours are never learnt
@@ -278,7 +284,7 @@ def build_model(words):
     return model
 
 
-def collate(words, questions, captions):
+def collate(words, questions: list[str], captions: list[str]) -> tuple:
     """Questions and their captions -> input_ids, labels, mm_token_type_ids, each (B, L), padded on the right.
 
     Labels are the caption's tokens and the end token, -100 elsewhere. No token looks to its right, so the
@@ -295,14 +301,15 @@ def collate(words, questions, captions):
     return ids, labels, (ids == words.convert_tokens_to_ids(IMAGE)).long()
 
 
-def train(words, seed, steps, progress):
+def train(words, seed: int, steps: int, progress: bool) -> Qwen2_5_VLForConditionalGeneration:
     """Plain supervised training of a fresh model on the base pictures, captions written anew at every use."""
     pixels, facts = [], []
     for domain in DOMAINS:
         for i in range(min(PICTURES, steps * BATCH)):
-            picture, family, fine, _, shows = _draw(domain, "base", i, seed)
+            family, colour, fate, _, generator = _facts(domain, "base", i, seed)
+            picture, shows = render(domain, family, colour, fate, generator)
             pixels.append(np.asarray(picture))
-            facts.append((domain, family, fine, shows))
+            facts.append((domain, family, f"{colour} {family}", shows))
     pixels = np.stack(pixels)
     rng, model, grid = _rng("captions", seed), build_model(words).train(), torch.tensor([[1, 6, 6]] * BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(.9, .98), weight_decay=.01)
@@ -326,7 +333,7 @@ def train(words, seed, steps, progress):
     return model.eval()
 
 
-def base_policy(seed=0, cache=None, progress=True, steps=STEPS):
+def base_policy(seed: int = 0, cache=None, progress: bool = True, steps: int = STEPS) -> pathlib.Path:
     """Train the base policy of a seed, or find it in the cache (~/.cache/speciarl) -> its checkpoint folder.
 
     The folder's name holds a hash of this file's text, so an edit here means a new training. It is written
@@ -361,18 +368,7 @@ def base_policy(seed=0, cache=None, progress=True, steps=STEPS):
     return folder
 
 
-def say(folder, pictures, question):
-    """What a checkpoint answers, greedily, to one question about each PIL picture -> list of texts."""
-    words = PreTrainedTokenizerFast.from_pretrained(folder)
-    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
-    ids = torch.tensor([prompt_ids(words, question)] * len(pictures))
-    seen = Qwen2VLImageProcessorPil.from_pretrained(folder)(images=list(pictures), return_tensors="pt")
-    out = model.generate(input_ids=ids, mm_token_type_ids=(ids == model.config.image_token_id).long(), **seen,
-                         attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=16)
-    return words.batch_decode(out[:, ids.shape[1]:], skip_special_tokens=True)
-
-
-def contact_sheet(path):
+def contact_sheet(path) -> None:
     """Save a PNG of the world: each domain's families on the left, its pictures as they come on the right."""
     cell, step, height, top = 3 * SIZE, 3 * SIZE + 10, 3 * SIZE + 42, 40
     sheet = Image.new("RGB", (int(12.6 * step), top + len(DOMAINS) * height), "white")
@@ -393,19 +389,14 @@ def contact_sheet(path):
     sheet.save(path)
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0, help="of the base policy (default 0)")
     parser.add_argument("--sheet", metavar="PNG", help="also draw a contact sheet of the world")
     args = parser.parse_args()
     if args.sheet:
         contact_sheet(args.sheet)
-    folder = base_policy(args.seed)
-    print("base policy:", folder)
-    drawn = [draw(domain, "val", i) for domain in DOMAINS for i in range(2)]
-    said = [say(folder, [row[0] for row in drawn], PROMPTS[kind]) for kind in ("base", "exact")]
-    for (_, label, shows), base, exact in zip(drawn, *said):
-        print(f"\n{label} (shows: {shows})\n  {PROMPTS['base']:22}{base}\n  {PROMPTS['exact']:22}{exact}")
+    print("base policy:", base_policy(args.seed))
 
 
 if __name__ == "__main__":

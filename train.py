@@ -101,7 +101,7 @@ class Config:
 
 
 PRESETS = {"toy": dict(limit=1000, model="toy", judge="taxonomy", images_per_step=16, minibatch=16,
-                       micro_batch=16, steps=60, lr=1e-3, warmup=10, betas=(0.9, 0.99), max_new_tokens=16,
+                       micro_batch=16, steps=60, lr=7e-4, warmup=10, betas=(0.9, 0.99), max_new_tokens=16,
                        max_pixels=None, lora_rank=16, eval_every=20)}
 
 

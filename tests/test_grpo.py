@@ -1,10 +1,11 @@
+import itertools
 import math
 
 import pytest
 import torch
 
-from grpo import (AGGREGATIONS, aggregate, chunked_logprobs, group_advantages, k3_kl, masked_mean, policy_loss,
-                  token_logprobs)
+from grpo import (AGGREGATIONS, aggregate, chunked_logprobs, group_advantages, k3_kl, masked_mean,
+                  policy_loss, token_logprobs)
 
 INF, NAN = float("inf"), float("nan")
 
@@ -46,10 +47,10 @@ def test_advantages_are_centred_and_each_group_is_its_own():
 
 
 def test_permuted_images_have_permuted_advantages():
-    rewards, order = torch.rand(5, 4), torch.randperm(5)
-    assert torch.equal(group_advantages(rewards[order]), group_advantages(rewards)[order])
-    columns = torch.randperm(4)
-    assert torch.allclose(group_advantages(rewards[:, columns]), group_advantages(rewards)[:, columns], atol=1e-6)
+    rewards, images, answers = torch.rand(5, 4), torch.randperm(5), torch.randperm(4)
+    advantages = group_advantages(rewards)
+    assert torch.equal(group_advantages(rewards[images]), advantages[images])
+    assert torch.allclose(group_advantages(rewards[:, answers]), advantages[:, answers], atol=1e-6)
 
 
 def test_advantages_refuse_what_is_no_reward():
@@ -68,11 +69,11 @@ def test_advantages_refuse_what_is_no_reward():
 def loop_logprobs(logits, targets, temperature=1., banned=()):
     """In float64, by the definition, one token at a time."""
     out = torch.zeros(targets.shape, dtype=torch.float64)
-    for index in torch.cartesian_prod(*(torch.arange(n) for n in targets.shape)).view(-1, targets.dim()).tolist():
-        scores = [x / temperature for x in logits[tuple(index)].tolist()]
+    for index in itertools.product(*map(range, targets.shape)):
+        scores = [x / temperature for x in logits[index].tolist()]
         total = math.fsum(math.exp(s) for v, s in enumerate(scores) if v not in banned)
-        t = int(targets[tuple(index)])
-        out[tuple(index)] = -INF if t in banned else scores[t] - math.log(total)
+        t = int(targets[index])
+        out[index] = -INF if t in banned else scores[t] - math.log(total)
     return out
 
 
@@ -147,8 +148,8 @@ def test_chunked_with_a_frozen_head_or_under_no_grad():
 
 
 def test_chunked_of_no_tokens():
-    assert chunked_logprobs(torch.zeros(2, 0, 4), torch.zeros(5, 4), torch.zeros(2, 0, dtype=torch.long)).shape \
-        == (2, 0)
+    none = torch.zeros(2, 0, dtype=torch.long)
+    assert chunked_logprobs(torch.zeros(2, 0, 4), torch.zeros(5, 4), none).shape == (2, 0)
 
 
 def test_a_banned_target_is_minus_infinity_and_poisons_nothing():
@@ -161,15 +162,17 @@ def test_a_banned_target_is_minus_infinity_and_poisons_nothing():
         assert out[1] == -INF and out[[0, 2]].isfinite().all()
         torch.where(torch.tensor([True, False, True]), out, 0.).sum().backward()
         assert hidden.grad.isfinite().all() and (hidden.grad[1] == 0).all()
-        assert weight.grad.isfinite().all() and (weight.grad[3] == 0).all()    # nothing flows into a banned logit
+        assert weight.grad.isfinite().all() and (weight.grad[3] == 0).all()
+        way(hidden, weight, torch.tensor([1, 3, 2])).sum().backward()
+        assert (weight.grad[3] == 0).all()                 # nothing flows into a banned logit, target or not
 
 
 # KL
 
 def test_k3_closed_form():
     d = torch.tensor([0., .5, -.5, 2., -8., -10.5, 2.7, 30., -30.], dtype=torch.float64)  # d = ref - logprobs
-    want = [0, math.exp(.5) - 1.5, math.exp(-.5) - .5, math.exp(2) - 3, math.exp(-8) + 7, math.exp(-10.5) + 9.5,
-            10, 10, 10]
+    want = [0, math.exp(.5) - 1.5, math.exp(-.5) - .5, math.exp(2) - 3, math.exp(-8) + 7,
+            math.exp(-10.5) + 9.5, 10, 10, 10]
     logprobs = torch.full_like(d, -3.)
     assert torch.allclose(k3_kl(logprobs, logprobs + d), torch.tensor(want, dtype=torch.float64), atol=1e-12)
 
@@ -294,7 +297,7 @@ def test_padding_has_neither_value_nor_gradient(poison):
         loss, stats = policy_loss(*tensors, mask)
         total = aggregate(loss, mask, "token-mean") + aggregate(k3_kl(*tensors[:2]), mask, "token-mean")
         total.backward()
-        results.append([total.detach(), tensors[0].grad, *stats.values()])
+        results.append([total.detach(), tensors[0].grad, loss.detach(), *stats.values()])
     for clean, poisoned in zip(*results):
         assert torch.equal(clean, poisoned)
     assert (results[1][1][mask == 0] == 0).all()

@@ -20,8 +20,8 @@ def group(letters):
 
 
 def official(categories):
-    """The release's rule, written from its description: ranks S+ = S < S- < G < A < W over the judged answers;
-    the best rank earns 1, unless it is W; what could not be parsed earns -1 and has no vote."""
+    """The release's rule, written from its description: ranks S+ = S < S- < G < A < W over the judged
+    answers; the best rank earns 1, unless it is W; what could not be parsed earns -1 and has no vote."""
     rank = {M: 1, S: 1, L: 2, G: 3, A: 4, W: 5}
     judged = [rank[c] for c in categories if c is not None]
     best = min(judged, default=5)
@@ -84,7 +84,7 @@ def test_a_judge_error_is_refused():
     ("S", 1.0, S), ("S", 0.1, S), ("W", 0.5, A),  # one well-formed answer: the paper's rule
     ("Sxxx", 0.5, S), ("SGxx", 0.5, G),        # a malformed answer has no vote and is not counted
     ("xx", 0.5, A), ("", 0.5, A),
-    ("SSSGGGGGGG", 0.3, S),                    # .3 * 10 is 3.0000000000000004 nowhere, ceil stays 3
+    ("SSSGGGGGGG", 0.3, S),                    # three of ten
     ("SSSGGGGGGG", 0.31, G),
     ("S" * 7 + "G" * 93, 0.07, S),             # .07 * 100 = 7.000000000000001 and means 7
     ("S" * 6 + "G" * 94, 0.07, G),
@@ -140,7 +140,7 @@ def test_noise_moves_one_step_and_spares_the_malformed():
 
 
 def test_noise_rate_ends_and_input():
-    categories = [rng_c for rng_c in Category for _ in range(2000)]
+    categories = [c for c in Category for _ in range(2000)]
     kept = list(categories)
     noisy = inject_noise(categories, 0.25, random.Random(3))
     changed = sum(a != b for a, b in zip(categories, noisy))
@@ -162,12 +162,12 @@ def run(folder, code):
 
 
 def test_reward_runs_as_a_script():
-    done = subprocess.run([sys.executable, ROOT / "reward.py"], capture_output=True, text=True, encoding="utf-8",
-                          env={"PYTHONIOENCODING": "utf-8"})
+    done = subprocess.run([sys.executable, ROOT / "reward.py"], capture_output=True, text=True,
+                          encoding="utf-8", env={"PYTHONIOENCODING": "utf-8"})
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert any("Cessna 172" in x and "bar c* = specific" in x for x in lines)
-    assert [x.split()[-1] for x in lines if "reward" in x][:8] == ["+0", "+0", "+1", "+0", "+0", "+1", "+0", "-1"]
+    assert [int(x.split()[-1]) for x in lines if "reward" in x][:8] == [0, 0, 1, 0, 0, 1, 0, -1]
 
 
 @pytest.mark.parametrize("files, code", [

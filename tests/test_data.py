@@ -1,0 +1,103 @@
+import random
+
+import numpy as np
+import pytest
+import trees
+from PIL import Image
+
+import data
+
+
+def test_cub_reads_labels_splits_and_order(tmp_path):
+    folder = trees.cub(tmp_path)
+    train, test = data.load("cub", "train", folder), data.load("cub", "test", folder)
+    assert len(train) == len(test) == 12 and not {e.id for e in train} & {e.id for e in test}
+    assert [e.label for e in train[::3]] == ["Black footed Albatross", "Laysan Albatross", "Indigo Bunting", "Mallard"]
+    assert train[0].id == "cub/001.Black_footed_Albatross/Black_Footed_Albatross_0000_1.jpg"
+    assert test[0].id.endswith("_0001_2.jpg")  # images.txt in order; 1 in train_test_split.txt is training
+    assert train[0].image().size == (70, 56) and train[0].domain == "cub"
+
+
+def test_root_may_be_the_folder_or_above_it(tmp_path):
+    folder = trees.cub(tmp_path / "data")
+    assert data.load("cub", root=tmp_path / "data") == data.load("cub", root=folder)
+    (tmp_path / "cub").mkdir()
+    folder.rename(tmp_path / "cub" / "CUB_200_2011")
+    assert len(data.load("cub", root=tmp_path)) == 12
+
+
+def test_limit_is_the_releases_subset_whatever_else_is_seeded(tmp_path):
+    """random.seed(42); random.sample(range(5994), 3000) starts like this in the release."""
+    indices = [5238, 912, 204, 2253, 2006, 1828, 1143, 839, 5543, 4467]
+    assert data._subset(list(range(5994)), 3000, 42)[:10] == indices
+    folder = trees.cub(tmp_path)
+    random.seed(7)
+    everything, five = data.load("cub", root=folder), data.load("cub", root=folder, limit=5)
+    assert [everything.index(e) for e in five] == random.Random(42).sample(range(12), 5)
+    assert data.load("cub", root=folder, limit=99) == everything
+
+
+def test_validation_images_are_unused_training_images(tmp_path):
+    folder = trees.cub(tmp_path)
+    everything, val = data.load("cub", root=folder), data.load("cub", "val", folder)
+    assert set(val) < set(everything) and len(val) == 6
+    assert not {e.id for e in val} & {e.id for e in data.load("cub", root=folder, limit=6)}
+
+
+def test_what_is_missing_is_said_in_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match="fetch CUB_200_2011.tgz .* unpack it there") as e:
+        data.load("cub", root=tmp_path)
+    assert "\n" not in str(e.value)
+    folder = trees.cub(tmp_path)
+    (folder / "classes.txt").rename(folder / "names.txt")
+    with pytest.raises(FileNotFoundError, match="classes.txt is missing"):
+        data.load("cub", root=folder)
+    (folder / "names.txt").rename(folder / "classes.txt")
+    (folder / "image_class_labels.txt").write_text("1 1\n")
+    with pytest.raises(ValueError, match="image 2 needs '2', which no file lists"):
+        data.load("cub", root=folder)
+    for call in (lambda: data.load("dogs"), lambda: data.load("toy-cat"), lambda: data.load("cub", "dev"),
+                 lambda: data.load("toy", limit=0), lambda: data.load("toy", protocol="mine")):
+        with pytest.raises(ValueError):
+            call()
+
+
+def test_odd_images_are_read_right(tmp_path):
+    red = Image.new("RGB", (6, 4), (250, 10, 20))
+    red.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    red.convert("L").save(tmp_path / "grey.jpg")
+    red.convert("RGBA").save(tmp_path / "alpha.png")
+    red.convert("P").save(tmp_path / "palette.gif")
+    red.save(tmp_path / "webp.jpg", "WEBP")
+    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
+    turned = Image.new("RGB", (6, 4))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # shown rotated by 90 degrees
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    for name, size in [("cmyk.jpg", (6, 4)), ("grey.jpg", (6, 4)), ("alpha.png", (6, 4)), ("palette.gif", (6, 4)),
+                       ("webp.jpg", (6, 4)), ("one.png", (1, 1)), ("turned.jpg", (4, 6))]:
+        image = data.read_image(tmp_path / name)
+        assert (image.mode, image.size) == ("RGB", size), name
+    assert np.abs(np.asarray(data.read_image(tmp_path / "cmyk.jpg"), int)[2, 2] - (250, 10, 20)).max() < 25
+
+
+def test_unreadable_images_raise_bad_image_with_their_name(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    noise.save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "text.jpg").write_text("<html>not found</html>")
+    Image.new("RGB", (3000, 2)).save(tmp_path / "thread.png")  # no patch grid fits an aspect ratio above 200
+    for name in ("cut.jpg", "empty.jpg", "text.jpg", "absent.jpg", "thread.png"):
+        with pytest.raises(data.BadImage, match=name) as e:
+            data.read_image(tmp_path / name)
+        assert "\n" not in str(e.value)
+
+
+def test_toy_domains():
+    birds = data.load("toy", "val")
+    assert birds == data.load("toy-bird", "val") and len(birds) == 200
+    assert birds[0].image().size == (48, 48) and birds[0].image().tobytes() == birds[0].image().tobytes()
+    assert {e.domain for e in data.load("toy-fish", "test", limit=3)} == {"fish"}
+    ids = [e.id for split in ("train", "val", "test") for e in data.load("toy-flower", split)]
+    assert len(ids) == len(set(ids)) == 1500

@@ -1,0 +1,170 @@
+import subprocess
+import sys
+
+import pytest
+import tiny
+import torch
+
+import rollout
+from policy import completion_logprobs
+from rollout import PROMPTS, Sampler, first_eos_mask, parse_answer, sample, seed_for
+
+SIZES = [(112, 84), (56, 56), (84, 112)]  # prompts of different lengths
+
+
+@pytest.mark.parametrize("text, answer", [
+    ("<think> a bird </think> <answer> red finch </answer>", "red finch"),
+    ("<answer>a</answer><answer>b</answer>", "a"),                              # the first counts
+    ("<think><answer>a</answer></think><answer>b</answer>", "b"),               # thought is not given
+    ("<think>x</think><think><answer>a</answer></think>", None),
+    ("<think> never closed <answer>owl</answer>", "owl"),                       # hides nothing
+    ("<answer>two\nlines</answer>", "two\nlines"),
+    ("<answer>red <think> or blue </think> finch</answer>", "red <think> or blue </think> finch"),
+    ("<answer></answer>", None), ("<answer> \n</answer>", None), ("<answer>?!</answer>", None),
+    ("<answer></answer><answer>b</answer>", None),                              # so does an empty first one
+    ("<Answer>a</Answer>", None), ("<answer>a", None), ("a</answer>", None), ("red finch", None), ("", None),
+    ("<answer>7</answer>", "7"), ("<answer>鶴</answer>", "鶴"), ("<answer><answer>a</answer>", "<answer>a"),
+    ("</think><answer>a</answer>", "a"),
+])
+def test_parse_answer(text, answer):
+    assert parse_answer(text) == answer
+
+
+def test_mask_ends_with_the_first_eos_and_trains_it():
+    """Also where padding is an EOS itself: by position, not by token id."""
+    made = torch.tensor([[5, 2, 0, 0], [5, 6, 7, 8], [0, 0, 0, 0], [5, 0, 2, 0]])
+    assert first_eos_mask(made, [2, 0]).tolist() == [[True, True, False, False], [True] * 4,
+                                                     [True, False, False, False], [True, True, False, False]]
+
+
+def test_sampler_is_the_inverse_transform_by_hand():
+    """p = .1 .2 .3 .4 of the allowed ones; the banned one would have had most."""
+    scores = torch.tensor([[9.0, .1, .2, .3, .4]]).log()
+    banned = torch.tensor([True, False, False, False, False])
+    for u, token in [(0.0, 1), (.0999, 1), (.1001, 2), (.2999, 2), (.3001, 3), (.5999, 3), (.6001, 4),
+                     (1 - 2 ** -53, 4)]:
+        sampler = Sampler(torch.tensor([[u]], dtype=torch.float64), 1.0, banned)
+        out = sampler(None, scores)
+        assert out.argmax().item() == token and out.isfinite().sum() == 1
+        torch.testing.assert_close(sampler.logprobs[0], torch.tensor([token / 10]).log())
+
+
+def test_sampler_never_lands_on_a_banned_token_at_the_end():
+    banned = torch.tensor([False, False, True, True])
+    sampler = Sampler(torch.tensor([[1 - 2 ** -53]], dtype=torch.float64), 1.0, banned)
+    assert sampler(None, torch.zeros(1, 4)).argmax().item() == 1
+
+
+def test_temperature_sharpens():
+    uniforms = torch.rand(4000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    sampler = Sampler(uniforms, 0.5, torch.zeros(2, dtype=torch.bool))
+    ones = sampler(None, torch.tensor([[0.0, 1.0]]).expand(4000, 2)).argmax(-1).float().mean()
+    assert abs(ones - torch.tensor(2.0).sigmoid()) < 0.02  # softmax([0, 1] / .5), standard error .005
+
+
+def test_greedy_equals_plain_generate(policy):
+    """Shared prompt cache, image encoded once, N rows: against transformers' own generate on processor output."""
+    images = tiny.pictures(*SIZES)
+    groups = sample(policy, images, ["a", "b", "c"], "what is it?", 3, temperature=0, max_new_tokens=16)
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]}]
+    text = policy.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    banned = policy.banned.nonzero().flatten().tolist()
+    for image, group in zip(images, groups):
+        inputs = policy.processor(text=[text], images=[image], return_tensors="pt")
+        made = policy.model.generate(**inputs, max_new_tokens=16, do_sample=False, suppress_tokens=banned)
+        expected = made[0, inputs["input_ids"].shape[1]:]
+        for row in group.completions:
+            assert row[:len(expected)].tolist() == expected.tolist()
+
+
+def test_samples_depend_on_nothing_but_seed_stream_image_and_n(policy):
+    """Alone, together, in another order, in small batches, as part of a larger N: the same tokens."""
+    images, ids = tiny.pictures(*SIZES, (112, 84)), ["a", "b", "c", "d"]
+    options = dict(seed=3, stream="train/7", max_new_tokens=16)
+    together = sample(policy, images, ids, "what?", 4, **options)
+    for i in range(4):
+        alone = sample(policy, [images[i]], [ids[i]], "what?", 4, **options)[0]
+        assert alone.texts == together[i].texts
+    reverse = sample(policy, images[::-1], ids[::-1], "what?", 4, max_rows=4, **options)
+    assert [g.id for g in reverse] == ["d", "c", "b", "a"]
+    assert [g.texts for g in reverse[::-1]] == [g.texts for g in together]
+    assert [g.texts[:2] for g in together] == [g.texts for g in sample(policy, images, ids, "what?", 2, **options)]
+    for other in (dict(options, seed=4), dict(options, stream="train/8")):
+        assert sample(policy, images, ids, "what?", 4, **other)[0].texts != together[0].texts
+    assert all(len(set(g.texts)) > 1 for g in together)  # the N answers are N draws
+
+
+def test_same_uniforms_by_the_plain_path(policy):
+    """Token by token with full forwards over the whole sequence, no cache: the same samples."""
+    image = tiny.pictures((84, 112))[0]
+    group = sample(policy, [image], ["a"], "what?", 2, seed=5, stream="s", max_new_tokens=6)[0]
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
+    text = policy.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    for n in range(2):
+        inputs = policy.processor(text=[text], images=[image], return_tensors="pt")
+        uniforms = torch.from_numpy(rollout.np.random.default_rng(seed_for(5, "s", "a", n)).random(6))
+        for t in range(int(group.mask[n].sum())):
+            logits = policy.model(**inputs).logits[0, -1].masked_fill(policy.banned, -torch.inf)
+            token = int((logits.softmax(-1).double().cumsum(0) <= uniforms[t]).sum())
+            assert token == int(group.completions[n, t])
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[token]])], 1)
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+            types = inputs["mm_token_type_ids"]
+            inputs["mm_token_type_ids"] = torch.cat([types, types.new_zeros(1, 1)], 1)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_sampled_logprobs_equal_scored_ones(policy, temperature):
+    """Scored on the full vocabulary, or at another temperature, they would not."""
+    images = tiny.pictures(*SIZES)
+    groups = sample(policy, images, ["a", "b", "c"], "what?", 4, temperature=temperature, max_new_tokens=12)
+    for group in groups:
+        args = policy, [group.prompt], group.completions, group.mask
+        torch.testing.assert_close(completion_logprobs(*args, temperature), group.logprobs, atol=1e-5, rtol=1e-5)
+        other = completion_logprobs(*args, 1.6 - temperature)
+        assert (other - group.logprobs).abs().max() > 1e-2
+
+
+def test_image_tokens_are_never_sampled(policy):
+    """Even by a policy that would like nothing better."""
+    policy.model.lm_head.weight.data[policy.banned] *= 50
+    groups = sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 16, max_new_tokens=12)
+    assert not policy.banned[groups[0].completions[groups[0].mask]].any()
+
+
+def test_prompt_is_forwarded_once_and_decoding_reads_one_token_at_a_time(policy):
+    """The vision tower sees each image once, the decoder no token twice: the cache is really used."""
+    seen, vision = [], []
+    decoder, tower = policy.model.get_decoder(), policy.model.model.visual
+    handles = [decoder.register_forward_pre_hook(
+        lambda m, a, k: seen.append(tuple(k["inputs_embeds"].shape[:2])), with_kwargs=True),
+        tower.register_forward_pre_hook(lambda m, a, k: vision.append(len(a[0])), with_kwargs=True)]
+    policy.model.train()  # a forgotten train mode must not cost the cache
+    group = sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 4, temperature=0, max_new_tokens=5)[0]
+    for handle in handles:
+        handle.remove()
+    steps = group.completions.shape[1]
+    assert vision == [16] and seen == [(1, len(group.prompt) - 1)] + [(4, 1)] * steps
+
+
+def test_no_state_stays_in_the_model(policy):
+    first = sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 2, max_new_tokens=8)
+    sample(policy, tiny.pictures((112, 84)), ["b"], "what?", 3, max_new_tokens=8)
+    assert policy.model.model.rope_deltas is None
+    assert sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 2, max_new_tokens=8)[0].texts == first[0].texts
+
+
+def test_seeds_are_the_same_in_every_process():
+    """Not Python's hash(), which is salted."""
+    code = "from rollout import seed_for; print(seed_for(0, 'train/1', 'cub/x.jpg', 3))"
+    root = rollout.__file__.rsplit("/", 1)[0]
+    seen = {subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
+            for _ in range(2)}
+    assert seen == {f"{seed_for(0, 'train/1', 'cub/x.jpg', 3)}\n"}
+    assert seed_for(1, 23) != seed_for(12, 3)
+
+
+def test_prompts_ask_for_the_tags():
+    assert {"base", "specific"} <= PROMPTS.keys()
+    for text in PROMPTS.values():
+        assert all(tag in text for tag in ("<think>", "</think>", "<answer>", "</answer>"))

@@ -1,0 +1,378 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import trees
+
+import policy as policies
+import train
+from grpo import group_advantages
+from reward import Category
+from rollout import sample
+
+ROOT = Path(train.__file__).parent
+VOLATILE = ("time/", "mem/", "cache/")
+
+
+def lines(path) -> list[dict]:
+    """A log without what may differ from run to run."""
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(VOLATILE)}
+            for line in Path(path).read_text().splitlines()]
+
+
+def arguments(tmp_path, checkpoint, judge, *more) -> list[str]:
+    """The README's command, scaled down: --data cub --n 8 on a format-exact tree."""
+    if not (tmp_path / "CUB_200_2011").exists():
+        trees.cub(tmp_path)
+    return ["--data", "cub", "--n", "8", "--root", str(tmp_path), "--model", str(checkpoint), "--judge", str(judge),
+            "--limit", "6", "--images-per-step", "4", "--minibatch", "2", "--steps", "3", "--max-new-tokens", "32",
+            "--max-pixels", "6272", "--lora-rank", "8", "--lr", "1e-3", "--eval-every", "2", "--eval-limit", "3",
+            "--out", str(tmp_path / "run"), *more]
+
+
+@pytest.fixture
+def tree_judge(tmp_path):
+    """A taxonomy for the miniature CUB: some of the small checkpoint's answers are right, some generic, some wrong."""
+    names = {label.split(".")[1].replace("_", " "): "bird" for label in trees.BIRDS}
+    file = tmp_path / "tree.json"
+    file.write_text(json.dumps({"parents": names | {"bird": None}}))
+    return file
+
+
+# ---- end to end
+
+
+@pytest.mark.parametrize("mode", ["choice", "generate"])
+def test_cub_with_a_checkpoint_and_a_language_model_judge(tmp_path, checkpoint, judge_folder, mode):
+    run = train.main(arguments(tmp_path, checkpoint, judge_folder, "--judge-mode", mode))
+    log, samples = lines(run / "log.jsonl"), lines(run / "samples.jsonl")
+    assert [line["step"] for line in log] == [0, 1, 2, 3] and len(samples) == 12
+    assert "val/harmonic_mean" in log[0] and "val/harmonic_mean" in log[2] and "val/harmonic_mean" not in log[1]
+    errors = sum(line["judge_errors"] for line in log[1:])
+    assert errors == sum("rewards" not in s for s in samples)
+    for s in samples:  # random weights may write no verdict: then the whole group leaves, and nothing is scored
+        assert ("judge error" in s["categories"]) == ("rewards" not in s) and len(s["categories"]) == 8
+    assert mode == "generate" or errors == 0  # choice always has a verdict
+    assert {c for s in samples for c in s["categories"]} - {"malformed", "judge error"}
+    for name in ("config.json", "state.pt", "eval.json", "adapter/adapter_config.json",
+                 "adapter/adapter_model.safetensors"):
+        assert (run / name).exists(), name
+    before_after = json.loads((run / "eval.json").read_text())["greedy"]["cub"]
+    assert before_after["before"]["n"] + before_after["before"]["judge_errors"] == 3
+    again = policies.load(checkpoint, adapter=run / "adapter")  # what evaluate.py loads
+    trained = torch.load(run / "state.pt", weights_only=True)["adapter"]
+    assert all(torch.equal(v, trained[k]) for k, v in policies.lora_state(again.model).items())
+
+
+def test_training_raises_the_reward(tmp_path, checkpoint, tree_judge):
+    """The small checkpoint answers "bird" (right), "Mallard" (mostly wrong), or leaves out the tag; that is enough."""
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "12", "--eval-every", "0", "--lr", "3e-3"))
+    log = lines(run / "log.jsonl")[1:]
+    first, last = (np.mean([line["reward"] for line in part]) for part in (log[:3], log[-3:]))
+    assert last > first + 0.3 and log[-1]["malformed"] < log[0]["malformed"]
+    assert all(line["policy/logprob_gap"] < 1e-5 for line in log)
+
+
+# ---- resume
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, checkpoint, tree_judge):
+    """kill -9 in the middle of a step, twice; then weights, optimizer and logs are those of a run left alone."""
+    def start(out, *more):
+        command = arguments(tmp_path, checkpoint, tree_judge, "--steps", "6")
+        command[command.index("--out") + 1] = str(out)
+        return subprocess.Popen([sys.executable, "-c", "import torch; torch.set_num_threads(1); import train; train.main()",
+                                 *(more or command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    whole = start(tmp_path / "whole")
+    for steps in (1, 3):
+        part = start(tmp_path / "part", *(["--resume", str(tmp_path / "part")] if steps > 1 else []))
+        log = tmp_path / "part" / "log.jsonl"
+        deadline = time.time() + 120
+        while (len(log.read_text().splitlines()) if log.exists() else 0) <= steps and time.time() < deadline:
+            time.sleep(0.01)
+        part.send_signal(signal.SIGKILL)
+        part.wait()
+    with (tmp_path / "part" / "log.jsonl").open("a") as f:
+        f.write('{"step": 4, "torn')  # what a kill in the middle of a write leaves
+    resumed = start(None, "--resume", str(tmp_path / "part"))
+    assert resumed.wait(300) == 0, resumed.stdout.read()
+    assert whole.wait(300) == 0, whole.stdout.read()
+    for name in ("log.jsonl", "samples.jsonl"):
+        assert lines(tmp_path / "part" / name) == lines(tmp_path / "whole" / name)
+    a, b = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("part", "whole"))
+    assert all(torch.equal(a["adapter"][k], b["adapter"][k]) for k in b["adapter"])
+    for i, moments in b["optimizer"]["state"].items():
+        assert all(torch.equal(torch.as_tensor(a["optimizer"]["state"][i][k]), torch.as_tensor(v))
+                   for k, v in moments.items())
+    assert (tmp_path / "part" / "eval.json").read_text() == (tmp_path / "whole" / "eval.json").read_text()
+
+
+def test_changed_setting_is_refused_with_the_difference(tmp_path, checkpoint, tree_judge, capsys):
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1"))
+    for change, message in [(["--lr", "0.5"], "--lr was 0.001, now 0.5"), (["--n", "4"], "--n was 8, now 4")]:
+        with pytest.raises(SystemExit) as e:
+            train.main(["--resume", str(run), *change])
+        assert message in str(e.value) and "\n" not in str(e.value)
+    train.main(["--resume", str(run), "--n", "8"])  # the same setting again is none
+
+
+def test_ctrl_c_saves_the_last_whole_step(tmp_path, checkpoint, tree_judge, monkeypatch):
+    real, calls = train.update, []
+
+    def interrupted(policy, optimizer, *args):
+        stats = real(policy, optimizer, *args)
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt  # weights have moved, nothing of the step is logged
+        return stats
+
+    monkeypatch.setattr(train, "update", interrupted)
+    with pytest.raises(SystemExit, match="--resume"):
+        train.main(arguments(tmp_path, checkpoint, tree_judge))
+    run = tmp_path / "run"
+    state = torch.load(run / "state.pt", weights_only=True)
+    saved = policies.load(checkpoint, adapter=run / "adapter")
+    assert state["step"] == 1
+    assert all(torch.equal(v, state["adapter"][k]) for k, v in policies.lora_state(saved.model).items())
+
+
+# ---- the update
+
+
+def rollouts(policy, n=4, images=4):
+    sizes = [(112, 84), (56, 56), (84, 112), (84, 84)] * 2
+    return sample(policy, tiny.pictures(*sizes[:images]), [f"i{k}" for k in range(images)], "what?", n,
+                  max_new_tokens=10)
+
+
+def updated(policy, groups, advantages, **settings):
+    """Parameters and statistics after one update from the policy as it is, which is put back."""
+    config = train.Config(**{"n": groups[0].mask.shape[0], "minibatch": len(groups), "max_new_tokens": 10} | settings)
+    for name in ("beta", "clip_low", "clip_high"):
+        if getattr(config, name) is None:
+            setattr(config, name, train.LOSSES[config.loss][name])
+    parameters = [p for p in policy.model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in parameters]
+    optimizer = torch.optim.SGD(parameters, lr=config.lr)  # the step is the gradient itself
+    stats = train.update(policy, optimizer, groups, advantages, config)
+    moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(parameters, before)])
+    for p, b in zip(parameters, before):
+        p.data.copy_(b)
+    return moved, stats
+
+
+@pytest.mark.parametrize("loss", list(train.LOSSES))
+def test_one_times_eight_equals_four_times_two(policy, loss):
+    """Gradient accumulation changes neither the gradient nor the logged figures, in any loss: completions of unequal
+    lengths, one group without advantages, micro-batches of 8, 4, 3, 2, 1."""
+    groups = rollouts(policy, images=8)
+    advantages = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    advantages[2] = 0
+    assert len({int(m) for g in groups for m in g.mask.sum(1)}) > 2
+    moved, stats = updated(policy, groups, advantages, loss=loss, micro_batch=8, beta=0.05, lr=1.0)
+    assert moved.norm() > 1e-3
+    for micro_batch in (4, 3, 2, 1):
+        other, figures = updated(policy, groups, advantages, loss=loss, micro_batch=micro_batch, beta=0.05, lr=1.0)
+        assert (other - moved).norm() < 1e-5 * moved.norm()
+        assert figures == pytest.approx(stats, abs=1e-5)
+
+
+@pytest.mark.parametrize("loss", list(train.LOSSES))
+def test_the_steps_denominator_against_plain_formulas(policy, loss):
+    """The whole step's policy gradient, each loss written out: at ratio 1 the loss per token is -A * ratio."""
+    groups = rollouts(policy)
+    advantages = torch.tensor([[1.0, -1, 0.5, 0], [0, 0, 0, 0], [2.0, 0, 0, -2], [-1.0, 1, 1, -1]])
+    moved, _ = updated(policy, groups, advantages, loss=loss, micro_batch=1, beta=0.0, lr=1.0)
+    completions, mask, _ = (x.flatten(0, 1) for x in train.stack(groups, policy.pad_id))
+    logprobs = policies.completion_logprobs(policy, [g.prompt for g in groups], completions, mask, shared=False)
+    rows = (logprobs * mask).sum(1) * advantages.flatten()
+    total = {"grpo": rows.sum() / mask.sum(), "dapo": rows.sum() / mask.sum(), "dr_grpo": rows.sum() / (16 * 10)}[loss]
+    total.backward()
+    expected = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
+    expected *= min(1.0, 1.0 / float(expected.norm()))  # clipped at 1; a step of SGD goes down the loss -total
+    policy.model.zero_grad()
+    assert (moved - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_groups_of_equal_rewards_cost_nothing_without_kl(policy, monkeypatch):
+    groups = rollouts(policy)
+    advantages = torch.zeros(4, 4)
+    advantages[1] = torch.tensor([1.0, -1, 1, -1])
+    forwarded = []
+    real = train.completion_logprobs
+    monkeypatch.setattr(train, "completion_logprobs",
+                        lambda policy, prompts, *args: forwarded.append(len(prompts)) or real(policy, prompts, *args))
+    skipping, _ = updated(policy, groups, advantages, loss="dapo", micro_batch=4, lr=1.0)
+    assert forwarded == [1]
+    forwarded.clear()
+    updated(policy, groups, advantages, loss="grpo", micro_batch=4, lr=1.0)
+    assert forwarded == [4, 4]  # the policy's and the reference's: the KL of a dead group still counts
+    # skipped groups stay in the denominator: the same as forwarding them all with no KL
+    monkeypatch.setattr(train.torch.Tensor, "any", lambda self, *a, **k: torch.tensor(True))
+    full, _ = updated(policy, groups, advantages, loss="dapo", micro_batch=4, lr=1.0)
+    assert (full - skipping).norm() < 1e-5 * full.norm()
+
+
+def test_second_minibatch_is_off_policy_and_the_first_is_not(policy):
+    """Old log-probs are taken before the first update: at a large rate the second minibatch sees ratios that left the
+    clip range; were they taken after it, clipfrac would be 0 for ever."""
+    groups = rollouts(policy)
+    advantages = group_advantages(torch.rand(4, 4, generator=torch.Generator().manual_seed(0)))
+    _, one = updated(policy, groups, advantages, minibatch=4, micro_batch=2, lr=50.0)
+    assert one["policy/clipfrac"] == 0 and one["policy/ratio_max"] == pytest.approx(1)
+    _, two = updated(policy, groups, advantages, minibatch=2, micro_batch=2, lr=50.0)
+    assert two["policy/clipfrac"] > 0.05 and two["policy/ratio_max"] > 1.2 and two["policy/approx_kl"] > 0
+    _, still = updated(policy, groups, advantages, minibatch=2, micro_batch=2, lr=1e-12)
+    assert still["policy/clipfrac"] == 0 and still["policy/ratio_max"] == 1.0
+
+
+def test_a_poisoned_gradient_is_skipped_and_named(policy, capsys):
+    groups = rollouts(policy)
+    advantages = torch.ones(4, 4)
+    advantages[1, 0] = torch.inf
+    moved, stats = updated(policy, groups, advantages, micro_batch=1)
+    assert stats["policy/skipped"] == 1 and (moved == 0).all()
+    assert "update skipped" in capsys.readouterr().err
+
+
+def test_reference_is_the_base_not_the_policy(policy):
+    """KL against the adapters-off model, by its formula."""
+    groups = rollouts(policy)
+    _, stats = updated(policy, groups, torch.zeros(4, 4), micro_batch=4)
+    completions, mask, _ = (x.flatten(0, 1) for x in train.stack(groups, policy.pad_id))
+    args = policy, [g.prompt for g in groups], completions, mask
+    with torch.no_grad():
+        new = policies.completion_logprobs(*args)
+        with policies.adapters_off(policy.model):
+            ref = policies.completion_logprobs(*args)
+    d = (ref - new)[mask]
+    assert stats["policy/kl"] == pytest.approx(float((d.exp() - d - 1).mean()), rel=1e-4) and stats["policy/kl"] > 0
+
+
+# ---- the loop
+
+
+def test_an_epoch_visits_every_image_once_in_its_own_order():
+    config = train.Config(images_per_step=4, seed=1)
+    epochs = [[x for step in (e * 3 + 1, e * 3 + 2, e * 3 + 3) for x in train.step_examples(list(range(14)), config, step)]
+              for e in range(3)]
+    assert all(len(set(epoch)) == 12 for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
+    assert train.step_examples(list(range(14)), config, 2) == epochs[0][4:8]
+    assert train.step_examples(list(range(14)), train.Config(images_per_step=4, seed=2), 1) != epochs[0][:4]
+
+
+def test_rollouts_are_sampled_and_judged_once_a_step(tmp_path, checkpoint, tree_judge, monkeypatch):
+    """Two minibatches: neither new rollouts nor new verdicts in between."""
+    calls = {"sample": 0, "judge": 0}
+
+    def count(name, real):
+        def counted(*args, **kwargs):
+            calls[name] += 1
+            return real(*args, **kwargs)
+        return counted
+
+    monkeypatch.setattr(train, "ask", count("sample", train.ask))
+    monkeypatch.setattr(train, "judge_groups", count("judge", train.judge_groups))
+    train.main(arguments(tmp_path, checkpoint, tree_judge))
+    assert calls == {"sample": 3, "judge": 3}
+
+
+def test_judge_errors_take_their_group_out_and_are_counted(tmp_path, checkpoint, monkeypatch):
+    """Never a reward of 0; the other groups learn as if the failed one had not been in the step."""
+    def judge(pairs):
+        return [None if truth == "Mallard" else Category.GENERIC for truth, _ in pairs]
+
+    monkeypatch.setattr(train, "load_judge", lambda *args: judge)
+    run = train.main(arguments(tmp_path, checkpoint, "x", "--steps", "2"))
+    log, samples = lines(run / "log.jsonl")[1:], lines(run / "samples.jsonl")
+    failed = [s for s in samples if "judge error" in s["categories"]]
+    assert failed and all(s["truth"] == "Mallard" and "rewards" not in s and "bar" not in s for s in failed)
+    assert sum(line["judge_errors"] for line in log) == len(failed)
+    assert all(line["images"] + line["judge_errors"] == 4 for line in log)
+
+
+def test_a_judge_that_always_fails_teaches_nothing(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr(train, "load_judge", lambda *args: lambda pairs: [None] * len(pairs))
+    run = train.main(arguments(tmp_path, checkpoint, "x", "--steps", "2"))
+    state = torch.load(run / "state.pt", weights_only=True)["adapter"]
+    assert all((v == 0).all() for k, v in state.items() if "lora_B" in k)
+
+
+def test_unreadable_images_are_named_and_counted(tmp_path, checkpoint, tree_judge):
+    folder = trees.cub(tmp_path)
+    bad = [e.open.__defaults__[0] for e in train.data.load("cub", root=folder, limit=6)][:2]
+    for path in bad:
+        path.write_bytes(b"not a picture")
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--images-per-step", "6", "--steps", "1"))
+    line, samples = lines(run / "log.jsonl")[1], lines(run / "samples.jsonl")
+    assert (line["unreadable"], line["images"]) == (2, 4)
+    assert sorted(s["unreadable"].split(": ")[0][-10:] for s in samples if "unreadable" in s) \
+        == sorted(str(p)[-10:] for p in bad)
+
+
+def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_judge):
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--reward", "exact", "--noise", "1", "--malformed", "-2",
+                               "--steps", "1"))
+    for s in lines(run / "samples.jsonl"):
+        for category, reward in zip(s["categories"], s["rewards"]):
+            assert reward == {"malformed": -2.0, "specific": 1.0}.get(category, 0.0)
+            assert category != "generic" or "bird" not in s["answers"]  # "bird" was generic, and moved
+
+
+# ---- what a user can get wrong
+
+
+@pytest.mark.parametrize("change, message", [
+    (["--n", "1"], "--n must be at least 2"), (["--quorum", "2"], "--quorum must lie in"),
+    (["--root", "nowhere"], "CUB-200-2011 is not in nowhere"), (["--data", "dogs"], "unknown dataset 'dogs'"),
+    (["--images-per-step", "99"], "lower --images-per-step"), (["--model", "no/such"], "no model at 'no/such'"),
+    (["--judge", "no/such"], "cannot load the judge"), (["--prompt", "rude"], "unknown prompt 'rude'"),
+    (["--temperature", "0"], "--temperature must be above 0"), (["--max-pixels", "3"], "max pixels must be"),
+    (["--lora-rank", "0"], "--lora-rank must be"), (["--resume", "nowhere"], "nothing to resume in nowhere"),
+])
+def test_mistakes_end_in_one_line(tmp_path, checkpoint, tree_judge, change, message):
+    argv = change if change[0] == "--resume" else arguments(tmp_path, checkpoint, tree_judge, *change)
+    with pytest.raises(SystemExit) as e:
+        train.main(argv)
+    assert message in str(e.value) and "\n" not in str(e.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_never_overwritten(tmp_path, checkpoint, tree_judge):
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1"))
+    before = (run / "log.jsonl").read_text()
+    with pytest.raises(SystemExit, match="holds a run already"):
+        train.main(arguments(tmp_path, checkpoint, tree_judge))
+    assert (run / "log.jsonl").read_text() == before
+
+
+def test_defaults_are_the_papers_and_flags_win():
+    paper, _ = train.parse_config(["--data", "cub"])
+    assert (paper.limit, paper.images_per_step, paper.minibatch, paper.lr, paper.lora_rank, paper.lora_alpha, paper.n) \
+        == (3000, 256, 128, 3e-5, 64, 32, 8)
+    assert (paper.beta, paper.clip_low, paper.clip_high, paper.epochs, paper.steps) == (0.01, 0.2, 0.2, 15, None)
+    toy, _ = train.parse_config([])
+    assert (toy.model, toy.judge, toy.lora_rank, toy.steps) == ("toy", "taxonomy", 16, 60)
+    mixed, _ = train.parse_config(["--loss", "dapo", "--clip-high", "0.3", "--lora-rank", "4"])
+    assert (mixed.beta, mixed.clip_low, mixed.clip_high, mixed.lora_rank) == (0.0, 0.2, 0.3, 4)
+
+
+def test_help_shows_defaults_toy_values_and_sources(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "AdamW learning rate, constant (default 3e-05; toy 0.001; official)" in text
+    for name in ("--data --root --limit --model --judge --prompt --n --images-per-step --minibatch --micro-batch --epochs "
+                 "--steps --lr --warmup --betas --weight-decay --beta --clip-low --clip-high --loss --reward --quorum "
+                 "--malformed --noise --temperature --max-new-tokens --max-pixels --lora-rank --lora-alpha "
+                 "--checkpointing --seed --out --resume --eval-every --eval-limit").split():
+        assert name + " " in text, name
