@@ -236,6 +236,8 @@ def adapter_base(folder: str) -> str | None:
 def run(args) -> None:
     if args.n < 1:
         raise ValueError(f"--n must be at least 1, got {args.n}")
+    if args.temperature is not None and args.temperature < 0:
+        raise ValueError(f"--temperature must not be negative, got {args.temperature}")
     names = [] if args.image else args.data.split(",")
     toys = bool(names) and is_toy(names)
     bases = [adapter_base(a) for a in args.adapter if a != "none"]

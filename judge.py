@@ -160,7 +160,10 @@ class TaxonomyJudge:
     def from_json(cls, path) -> "TaxonomyJudge":
         """A file {"parents": {name: parent or null}, "synonyms": {other name: name}}; no synonyms is fine."""
         with open(path, encoding="utf-8") as f:
-            tree = json.load(f)
+            try:
+                tree = json.load(f)
+            except ValueError as e:
+                raise ValueError(f"{path} is not JSON: {e}") from None
         if not isinstance(tree, dict) or not isinstance(tree.get("parents"), dict):
             raise ValueError(f'{path}: expected {{"parents": {{name: parent or null}}, "synonyms": {{...}}}}')
         return cls(tree["parents"], tree.get("synonyms"))

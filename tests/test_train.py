@@ -15,6 +15,7 @@ import trees
 import policy as policies
 import train
 from grpo import group_advantages
+from judge import TaxonomyJudge
 from reward import Category
 from rollout import sample
 
@@ -322,10 +323,14 @@ def test_unreadable_images_are_named_and_counted(tmp_path, checkpoint, tree_judg
 def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_judge):
     run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--reward", "exact", "--noise", "1", "--malformed", "-2",
                                "--steps", "1"))
+    judge = TaxonomyJudge.from_json(tree_judge)
+    ladder = ["wrong", "abstain", "generic", "less specific", "specific"]
     for s in lines(run / "samples.jsonl"):
-        for category, reward in zip(s["categories"], s["rewards"]):
+        for answer, category, reward in zip(s["answers"], s["categories"], s["rewards"]):
             assert reward == {"malformed": -2.0, "specific": 1.0}.get(category, 0.0)
-            assert category != "generic" or "bird" not in s["answers"]  # "bird" was generic, and moved
+            if answer is not None:  # every verdict moved one rung
+                before = judge.judge_one(s["truth"], answer).label
+                assert abs(ladder.index(before) - ladder.index(category)) == 1
 
 
 # ---- what a user can get wrong
@@ -370,7 +375,7 @@ def test_help_shows_defaults_toy_values_and_sources(capsys):
     with pytest.raises(SystemExit):
         train.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "AdamW learning rate, constant (default 3e-05; toy 0.001; official)" in text
+    assert "AdamW learning rate, constant (default 3e-05; toy 0.0007; official)" in text
     for name in ("--data --root --limit --model --judge --prompt --n --images-per-step --minibatch --micro-batch --epochs "
                  "--steps --lr --warmup --betas --weight-decay --beta --clip-low --clip-high --loss --reward --quorum "
                  "--malformed --noise --temperature --max-new-tokens --max-pixels --lora-rank --lora-alpha "
