@@ -290,7 +290,7 @@ def chunks(items: list, size: int) -> list[list]:
 
 
 def rollout_figures(groups: list, categories: list, rewards: torch.Tensor, advantages: torch.Tensor,
-                    eos_ids: list[int]) -> dict[str, float]:
+                    eos_ids: list[int], quorum: float) -> dict[str, float]:
     """What one watches: the rollouts' own figures. categories, rewards, advantages: (B, N)."""
     flat = [c for group in categories for c in group]
     summary = summarize(flat)
@@ -303,7 +303,7 @@ def rollout_figures(groups: list, categories: list, rewards: torch.Tensor, advan
                "dead_groups": float((rewards == rewards[:, :1]).all(1).float().mean()),
                "wrong_positive": float((advantages[wrong] > 0).float().mean()) if wrong.any() else 0.0,
                "length": float(lengths.mean()), "truncated": 1 - float(torch.cat(ended).float().mean())}
-    bars = [dynamic_bar(group) for group in categories]
+    bars = [dynamic_bar(group, quorum) for group in categories]
     return figures | {f"share/{c.label}": s for c, s in summary.shares.items()} \
                    | {f"bar/{c.label}": bars.count(c) / len(bars) for c in list(Category)[1:5]}
 
@@ -428,7 +428,8 @@ def main(argv: list[str] | None = None) -> Path:
                 advantages = group_advantages(rewards, LOSSES[config.loss]["scale"])
                 for group in optimizer.param_groups:
                     group["lr"] = line["lr"]
-                line |= rollout_figures(kept, categories, rewards, advantages, policy.eos_ids)
+                line |= rollout_figures(kept, categories, rewards, advantages, policy.eos_ids,
+                                        config.quorum)
                 line |= update(policy, optimizer, kept, advantages, config)
             updated = time.perf_counter()
             tokens = sum(int(g.mask.sum()) for g in groups)

@@ -13,6 +13,7 @@ import argparse
 import json
 import random
 import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -63,6 +64,7 @@ def run_one(method: str, seed: int, split: str, out: Path, options: list[str]) -
         folder = out / f"{method}-{seed}"
         adapter = folder / "adapter"
         if not adapter.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
             train.main(["--data", "toy-bird", "--seed", str(seed), "--out", str(folder), "--eval-every", "0",
                         *METHODS[method], *options])
     policy, judge = load_policy("toy", seed, adapter=adapter), load_judge("taxonomy")
