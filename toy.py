@@ -103,7 +103,7 @@ PROMPTS = {"base": "what is it ?", "specific": "what is it ? be specific .",
            "exact": "name the exact kind .", "general": "what is it in general ?"}
 PROMPT_SHARES = {"base": .35, "specific": .25, "exact": .30, "general": .10}
 LEVELS = ("none", "domain", "family", "fine")       # "none" is the answer that abstains
-# How often a caption is written at each level. The first stage teaches the names, the second the shyness.
+# How often a caption has each level: the first stage teaches the names, the second the shyness.
 NAMING = {"base": (.02, .08, .25, .65), "specific": (.02, .08, .25, .65),
           "exact": (0, 0, .03, .97), "general": (.02, .92, .05, .01)}
 SHY = {**NAMING, "base": (.04, .35, .43, .18), "specific": (.03, .12, .45, .40)}
@@ -132,19 +132,18 @@ def parents() -> dict[str, str | None]:
 
 
 def _rng(*key):
-    digest = hashlib.sha256("/".join(map(str, ("embedded world", *key))).encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+    text = "/".join(map(str, ("embedded world", *key)))
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big"))
 
 
 def render(domain: str, family: str, colour: str, fate: str, rng) -> tuple[Image.Image, str]:
     """One picture -> (PIL RGB image SIZE x SIZE, what it shows: "fine" | "family" | "domain").
 
-    The random draws are the same for every colour, so where the colour is hidden two pictures that differ
-    in it alone have the same pixels.
+    The draws are the same for every colour: where it is hidden, pictures that differ in it alone are equal.
     """
     saturation = {"grey": 0.0, "dim": rng.uniform(.04, .35)}.get(fate, 1.0)
     zoom = rng.uniform(.88, 1.04) * (.5 if fate == "far" else 1)
-    shift, flip, blur = rng.uniform(-4, 4, 2), rng.random() < .5, rng.uniform(4.5, 6)
+    shift, flip, blur = rng.uniform(-4, 4, 2), rng.random() < .5, rng.uniform(8, 11)
     light, tint, noise = rng.uniform(.92, 1.06), rng.normal(0, 7, (5, 3)), rng.normal(0, 9, (SIZE, SIZE, 3))
 
     def paint(rgb, towards, jitter):
@@ -209,8 +208,8 @@ def draw(domain: str, split: str, index: int, seed: int = 0) -> tuple[Image.Imag
 def caption(domain: str, family: str, fine: str, shows: str, prompt: str, shares, rng) -> str:
     """What a captioner writes under a picture when asked PROMPTS[prompt], at a level drawn from `shares`.
 
-    One who looked says no more than the picture shows; one who did not, and one asked for the exact kind,
-    writes from the true name. A few captions lose a tag of the answer, which leaves nothing to judge.
+    One who looked says no more than the picture shows; one who did not, or is asked for the exact kind, writes
+    from the true name. A few captions lose a tag of the answer, which leaves nothing to judge.
     """
     level = int(rng.choice(4, p=shares))
     looked = prompt != "exact" and rng.random() < LOOKED
@@ -336,9 +335,9 @@ def train(words, seed: int, steps: int, progress: bool) -> Qwen2_5_VLForConditio
 def base_policy(seed: int = 0, cache=None, progress: bool = True, steps: int = STEPS) -> pathlib.Path:
     """Train the base policy of a seed, or find it in the cache (~/.cache/speciarl) -> its checkpoint folder.
 
-    The folder's name holds a hash of this file's text, so an edit here means a new training. It is written
-    aside and renamed whole: a killed run leaves nothing that could pass for a checkpoint, and of two runs at
-    once the first to finish wins. One thread, own seed: the same checkpoint bit for bit on one machine.
+    The folder's name holds a hash of this file's text: an edit here means a new training. It is written aside
+    and renamed whole, so a killed run leaves nothing that passes for a checkpoint, and two runs may overlap.
+    One thread, own seed: the same checkpoint bit for bit on one machine.
     """
     cache = pathlib.Path(cache or "~/.cache/speciarl").expanduser()
     versions = [importlib.metadata.version(name) for name in ("torch", "transformers")]
@@ -396,7 +395,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.sheet:
         contact_sheet(args.sheet)
-    print("base policy:", base_policy(args.seed))
+    print(base_policy(args.seed))
 
 
 if __name__ == "__main__":
