@@ -34,6 +34,7 @@ from reward import Category
 from rollout import PROMPTS, Group, sample
 
 MODEL, JUDGE = "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen3-4B-Instruct-2507"
+TOY_SETS = [f"toy-{domain}" for domain in toy.DOMAINS]
 
 # ------------------------------------------------------------------------------------------------------------
 # What the command lines of evaluate.py and train.py share
@@ -203,8 +204,7 @@ def answer_pictures(policy, paths: list[str], question: str, n: int, temperature
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--data", default="toy-bird,toy-flower,toy-vehicle,toy-fish",
-                   help="datasets, comma between them")
+    p.add_argument("--data", default=",".join(TOY_SETS), help="datasets, comma between them")
     p.add_argument("--root", help="folder of the datasets (default: data)")
     p.add_argument("--split", default="test", choices=("train", "val", "test"))
     p.add_argument("--limit", type=int, help="at most this many images a dataset, a random subset by seed 42")

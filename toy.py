@@ -9,7 +9,7 @@ picture to picture. The policy is a real, only small, Qwen2_5_VLForConditionalGe
 checkpoint folder. Plain next-word training on captions makes it know more than it says: most captions are
 coarser than what their writer could see. What reinforcement learning then makes of it is not put in anywhere.
 
-What it is not: a benchmark. Every figure measured here is a toy's, and stands for no figure of the paper.
+Every figure measured here is a toy's, and stands for no figure of the paper.
 """
 
 import argparse
@@ -111,8 +111,8 @@ NAMING_UNTIL, LOOKED, SLIPS, VIEW_RIGHT = .6, .6, .03, .85
 
 STEPS, BATCH, PICTURES, RATE = 580, 48, 3000, 2e-3  # steps, captions a step, pictures a domain, peak rate
 PAD, START, END, IMAGE, UNK = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<unk>"
-SPECIAL = (PAD, START, END, "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE, "<|video_pad|>",
-           UNK)
+VISION = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", IMAGE, "<|video_pad|>")
+SPECIAL = (PAD, START, END, *VISION, UNK)
 CHAT_TEMPLATE = (                                   # in the shape of Qwen2.5-VL's, without a system message
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -124,7 +124,7 @@ CHAT_TEMPLATE = (                                   # in the shape of Qwen2.5-VL
 
 def parents() -> dict[str, str | None]:
     """The taxonomy: every name -> the name one level up; a domain -> None."""
-    up = {domain: None for domain in DOMAINS}
+    up = dict.fromkeys(DOMAINS)
     for domain, families in FAMILIES.items():
         up.update({family: domain for family in families})
         up.update({f"{colour} {family}": family for family in families for colour in COLOURS})
@@ -208,8 +208,8 @@ def draw(domain: str, split: str, index: int, seed: int = 0) -> tuple[Image.Imag
 def caption(domain: str, family: str, fine: str, shows: str, prompt: str, shares, rng) -> str:
     """What a captioner writes under a picture when asked PROMPTS[prompt], at a level drawn from `shares`.
 
-    One who looked says no more than the picture shows; one who did not, or is asked for the exact kind, writes
-    from the true name. A few captions lose a tag of the answer, which leaves nothing to judge.
+    One who looked says no more than the picture shows; who did not, or is asked for the exact kind, goes by
+    the true name. A few captions lose a tag of the answer: nothing to judge.
     """
     level = int(rng.choice(4, p=shares))
     looked = prompt != "exact" and rng.random() < LOOKED
@@ -233,8 +233,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     core.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=END, pad_token=PAD, unk_token=UNK, padding_side="left",
-        extra_special_tokens=[w for w in SPECIAL if w not in (END, PAD, UNK)], model_max_length=512,
-        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
+        extra_special_tokens=[START, *VISION], model_max_length=512, chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False)
 
 
 def prompt_ids(words, question: str) -> list[int]:
@@ -312,8 +312,7 @@ def train(words, seed: int, steps: int, progress: bool) -> Qwen2_5_VLForConditio
     pixels = np.stack(pixels)
     rng, model, grid = _rng("captions", seed), build_model(words).train(), torch.tensor([[1, 6, 6]] * BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), RATE, betas=(.9, .98), weight_decay=.01)
-    bar = tqdm(range(steps), "base policy", disable=not progress)
-    for step in bar:
+    for step in (bar := tqdm(range(steps), "base policy", disable=not progress)):
         rows = rng.integers(len(facts), size=BATCH)
         asked = rng.choice(list(PROMPT_SHARES), size=BATCH, p=list(PROMPT_SHARES.values()))
         mix = NAMING if step < NAMING_UNTIL * steps else SHY
@@ -355,11 +354,10 @@ def base_policy(seed: int = 0, cache=None, progress: bool = True, steps: int = S
             train(words, seed, steps, progress).save_pretrained(partial)
         words.save_pretrained(partial)
         image_processor().save_pretrained(partial)
-        partial.chmod(0o755)
         try:
             os.rename(partial, folder)
         except OSError:
-            if not folder.is_dir():
+            if not folder.is_dir():  # else another process was faster
                 raise
     finally:
         torch.set_num_threads(threads)
@@ -375,11 +373,11 @@ def contact_sheet(path) -> None:
     pen.text((10, 10), "the families, each in one of the eight colours", "black", font)
     pen.text((10 + 6.5 * step, 10), "pictures as they come: label, and what can be seen", "black", font)
     for row, (domain, families) in enumerate(FAMILIES.items()):
-        hues = [list(COLOURS)[(2 * i + 3 * row) % len(COLOURS)] for i in range(6)]
+        hues = [list(COLOURS)[(2 * i + 3 * row) % 8] for i in range(6)]
         cells = [(render(domain, family, hue, "clear", _rng("sheet", family))[0], f"{hue} {family}", domain)
                  for family, hue in zip(families, hues)]
-        cells += [(picture, label, f"shows: {shows}")
-                  for picture, label, shows in (draw(domain, "train", i) for i in range(6))]
+        drawn = [draw(domain, "train", i) for i in range(6)]
+        cells += [(picture, label, f"shows: {shows}") for picture, label, shows in drawn]
         for i, (picture, label, note) in enumerate(cells):
             x, y = 10 + int((i + .5 * (i > 5)) * step), top + row * height
             sheet.paste(picture.resize((cell, cell), Image.Resampling.NEAREST), (x, y))
@@ -389,10 +387,10 @@ def contact_sheet(path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seed", type=int, default=0, help="of the base policy (default 0)")
-    parser.add_argument("--sheet", metavar="PNG", help="also draw a contact sheet of the world")
-    args = parser.parse_args()
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--seed", type=int, default=0, help="of the base policy (default 0)")
+    p.add_argument("--sheet", metavar="PNG", help="also draw a contact sheet of the world")
+    args = p.parse_args()
     if args.sheet:
         contact_sheet(args.sheet)
     print(base_policy(args.seed))

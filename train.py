@@ -33,8 +33,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from evaluate import (JUDGE, MODEL, ask, before_and_after, category_name, comparison, evaluate, is_toy,
-                      load_judge, load_policy, question_for, write_json)
+from evaluate import (JUDGE, MODEL, TOY_SETS, ask, before_and_after, category_name, comparison, evaluate,
+                      is_toy, load_judge, load_policy, question_for, write_json)
 from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, masked_mean, policy_loss
 from judge import JUDGE_ERROR, judge_groups
 from metrics import average, summarize
@@ -357,31 +357,35 @@ def peak_gb() -> float:
 # The loop
 
 
+def load_data(config: Config) -> tuple[list, dict[str, list], dict[str, list]]:
+    """Training examples, and validation and test sets by name. Nothing is ever chosen on test: validation images are
+    training images that the run doesn't use. The embedded world is tested on all its domains."""
+    names = config.data.split(",")
+    examples = [e for name in names for e in data.load(name, "train", config.root, config.limit)]
+    if len(examples) < config.images_per_step:
+        raise ValueError(f"{len(examples)} training images are fewer than a step's {config.images_per_step}: "
+                         "lower --images-per-step or raise --limit")
+    used = {e.id for e in examples}
+    validation = {n: [e for e in data.load(n, "val", config.root) if e.id not in used] for n in names}
+    tests = TOY_SETS if is_toy(names) else names
+    return (examples, {n: some(v, config.eval_limit) for n, v in validation.items()},
+            {n: some(data.load(n, "test", config.root), config.eval_limit) for n in tests})
+
+
 def main(argv: list[str] | None = None) -> Path:
     """Runs (or resumes) training; returns the run folder."""
-    # Everything a user can get wrong is met here, before any hour is spent, and ends in one line.
+    # What a user can get wrong is met here, before any hour is spent, and ends in one line.
     try:
         config, resumed = parse_config(argv)
         run = resumed or Path(config.out)
         if resumed is None and run.exists() and any(run.iterdir()):
             raise ValueError(f"{run} holds a run already: --resume {run} goes on, --out FOLDER starts another")
-        names = config.data.split(",")
-        question = question_for(config.prompt, names)
-        examples = [e for name in names for e in data.load(name, "train", config.root, config.limit)]
-        if len(examples) < config.images_per_step:
-            raise ValueError(f"{len(examples)} training images are fewer than a step's "
-                             f"{config.images_per_step}: lower --images-per-step or raise --limit")
-        used = {e.id for e in examples}
-        validation = {name: [e for e in data.load(name, "val", config.root) if e.id not in used]
-                      for name in names}
-        tests = [f"toy-{d}" for d in ("bird", "flower", "vehicle", "fish")] if is_toy(names) else names
-        tests = {name: data.load(name, "test", config.root) for name in tests}
-        validation, tests = ({name: some(v, config.eval_limit) for name, v in sets.items()}
-                             for sets in (validation, tests))
+        examples, validation, tests = load_data(config)
+        question = question_for(config.prompt, config.data.split(","))
         policy = load_policy(config.model, config.seed, rank=config.lora_rank, alpha=config.lora_alpha,
                              max_pixels=config.max_pixels)
         judge = load_judge(config.judge, config.judge_mode, policy.device)
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, torch.cuda.OutOfMemoryError) as e:
         sys.exit(f"train.py: {(str(e).splitlines() or [type(e).__name__])[0]}")
     steps = config.steps or config.epochs * (len(examples) // config.images_per_step)
     run.mkdir(parents=True, exist_ok=True)
@@ -464,7 +468,7 @@ def main(argv: list[str] | None = None) -> Path:
         bar.close()
         sys.exit("train.py: out of GPU memory; the last whole step is saved. Lower --micro-batch, "
                  "--max-pixels, --max-new-tokens or --n, or turn on --checkpointing")
-    print(comparison(results, names))
+    print(comparison(results, config.data.split(",")))
     print(f"everything about this run is in {run}")
     return run
 
