@@ -83,6 +83,13 @@ def _subset(examples: list, k: int, seed: int) -> list:
     return [examples[i] for i in random.Random(seed).sample(range(len(examples)), k)]
 
 
+def spread(examples: list, limit: int) -> list:
+    """An even spread over the set: the first few hundred images of CUB are a handful of its classes."""
+    if len(examples) <= limit:
+        return examples
+    return [examples[i * len(examples) // limit] for i in range(limit)]
+
+
 # ------------------------------------------------------------------------------------------------------------
 # The embedded world
 

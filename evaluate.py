@@ -273,7 +273,7 @@ def run(args) -> None:
             document[adapter][name] = entry | {"records": result["records"]}
         if len(sets) > 1:
             mean = average(summaries)
-            table.append(f"{title + ' · mean':<28} " + " ".join(f"{value:<19.3f}" for value in mean.values()))
+            table.append(f"{title + ' · mean':<28} " + " ".join(f"{v:<19.3f}" for v in mean.values()))
     if not args.image:
         how = "greedy" if temperature == 0 else f"{args.n} samples at temperature {temperature}"
         print(f"{model}, prompt {args.prompt!r}, {how}\n{HEADER}\n" + "\n".join(table))

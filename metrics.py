@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from reward import Category
+from reward import Category, dynamic_bar
 
 LEVEL = {Category.WRONG: 0, Category.ABSTAIN: 1, Category.GENERIC: 2, Category.LESS_SPECIFIC: 3,
          Category.SPECIFIC: 4, Category.MORE_SPECIFIC: 4}  # Wrong answers never enter the mean
@@ -67,6 +67,25 @@ def best_of_n(groups: Sequence[Sequence[Category | None]]) -> list[Category | No
     """Each image's best answer by the ladder (an oracle picks: the ceiling of what N samples hold); None only
     where every answer is malformed."""
     return [max((Category(c) for c in group if c is not None), default=None) for group in groups]
+
+
+def group_figures(groups: Sequence[Sequence[Category | None]], rewards, advantages,
+                  quorum: float = 0.0) -> dict[str, float]:
+    """What one watches while training. groups: B lists of N categories; rewards, advantages: (B, N) lists.
+
+    dead_groups: share of groups whose rewards are all equal. wrong_positive: share of the Wrong answers with
+    a positive advantage (they beat a malformed one). bar/...: share of groups with each bar.
+    """
+    s = summarize([c for group in groups for c in group])
+    bars = [dynamic_bar(group, quorum) for group in groups]
+    wrong = [a > 0 for group, row in zip(groups, advantages) for c, a in zip(group, row)
+             if c == Category.WRONG]
+    return {"reward": float(np.mean(rewards)), "correctness": s.correctness, "specificity": s.specificity,
+            "hm": s.harmonic_mean, "malformed": s.malformed / s.n,
+            "dead_groups": float(np.mean([len(set(row)) == 1 for row in rewards])),
+            "wrong_positive": float(np.mean(wrong)) if wrong else 0.0,
+            **{f"share/{c.label}": share for c, share in s.shares.items()},
+            **{f"bar/{c.label}": bars.count(c) / len(bars) for c in list(Category)[1:5]}}
 
 
 def average(summaries: Sequence[Summary]) -> dict[str, float]:

@@ -235,7 +235,7 @@ def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> P
     if not eos_ids:
         raise ValueError(f"the checkpoint {name!r} names no end-of-sequence token")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
-    # A fresh config at generate() would still inherit repetition_penalty, top_k and the like from the model's.
+    # A fresh config at generate() would still inherit repetition_penalty and top_k from the model's.
     model.generation_config = GenerationConfig(eos_token_id=eos_ids, pad_token_id=pad_id)
 
     # Banned: control tokens, whatever stands for an image or a video (a sampled image token makes the later

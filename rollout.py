@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
@@ -63,6 +64,7 @@ class Group:
     logprobs: Tensor
     texts: list[str]
     answers: list[str | None]
+    truncated: int  # completions that had not ended after max_new_tokens
 
 
 class Sampler(LogitsProcessor):
@@ -121,13 +123,22 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
                     for i in batch for k in range(n)]
             uniforms = torch.from_numpy(np.stack(rows)).to(policy.device)
         made = _decode(policy, [prompts[i] for i in batch], n, uniforms, temperature, max_new_tokens)
+        ended = torch.isin(made[0], torch.tensor(policy.eos_ids, device=policy.device)).any(1)
         texts = policy.tokenizer.batch_decode(made[0], skip_special_tokens=True)
         for k, i in enumerate(batch):
             part = slice(k * n, (k + 1) * n)
             groups[i] = Group(ids[i], prompts[i], *(t[part] for t in made), texts[part],
-                              [parse_answer(text) for text in texts[part]])
+                              [parse_answer(text) for text in texts[part]], int((~ended[part]).sum()))
         start += len(batch)
     return groups
+
+
+def stack(groups: list, pad_id: int) -> list[Tensor]:
+    """Completions, mask and sampling log-probs of B groups, each (B, N, T) with T the longest of them."""
+    width = max(g.completions.shape[1] for g in groups)
+    return [torch.stack([F.pad(x, (0, width - x.shape[1]), value=value) for x in rows]) for rows, value in (
+        ([g.completions for g in groups], pad_id), ([g.mask for g in groups], False),
+        ([g.logprobs for g in groups], 0.0))]
 
 
 @torch.inference_mode()

@@ -21,7 +21,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -29,7 +28,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
@@ -37,10 +35,10 @@ from evaluate import (JUDGE, MODEL, TOY_SETS, ask, before_and_after, category_na
                       is_toy, load_judge, load_policy, question_for, write_json)
 from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, masked_mean, policy_loss
 from judge import JUDGE_ERROR, judge_groups
-from metrics import average, summarize
+from metrics import average, group_figures
 from policy import adapters_off, completion_logprobs, lora_state, save_adapter, set_lora_state
 from reward import SCHEMES, Category, dynamic_bar, inject_noise, speciarl_rewards, static_rewards
-from rollout import seed_for
+from rollout import seed_for, stack
 
 MAX_GRAD_NORM = 1.0  # official
 
@@ -60,8 +58,7 @@ def option(default, help, source="", **argument):
 
 @dataclass
 class Config:
-    """Defaults are the paper's run; PRESETS["toy"] is what a tiny policy needs otherwise; explicit flags
-    win."""
+    """Defaults are the paper's run; PRESETS["toy"] is what a tiny policy needs; explicit flags win."""
     data: str = option("toy", "datasets to train on, comma between them: cub, toy-bird, ...")
     root: str | None = option(None, "folder of the datasets (default: data)")
     limit: int | None = option(3000, "training images a dataset, a random subset by seed 42", "official")
@@ -114,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
     for f in fields(Config):
         argument = dict(f.metadata["argument"])
-        if f.type is bool or f.type == "bool":
+        if f.type is bool:
             argument["action"] = argparse.BooleanOptionalAction
         elif "type" not in argument:
             argument["type"] = next(t for t in (int, float, str) if t.__name__ in str(f.type))
@@ -130,8 +127,7 @@ def flag(name: str) -> str:
 
 
 def parse_config(argv: list[str] | None = None) -> tuple[Config, Path | None]:
-    """The resolved configuration and the folder to resume, if any. Raises ValueError for settings that can't
-    be."""
+    """The resolved configuration, and the folder to resume if any. Raises ValueError for impossible settings."""
     given = vars(parser().parse_args(argv))
     folder = given.pop("resume")
     if "betas" in given:
@@ -157,25 +153,22 @@ def parse_config(argv: list[str] | None = None) -> tuple[Config, Path | None]:
     return config, None
 
 
+# What an option must be: name -> (test, in words).
+MUST = {name: (lambda v: v >= 1, "at least 1") for name in (
+    "images_per_step", "minibatch", "micro_batch", "epochs", "steps", "limit", "max_new_tokens", "lora_rank",
+    "eval_limit")}
+MUST |= {"n": (lambda v: v >= 2, "at least 2: a group of one has nothing to compare itself with")}
+MUST |= {name: (lambda v: v > 0, "above 0") for name in ("lr", "temperature")}
+MUST |= {name: (lambda v: 0 <= v <= 1, "in [0, 1]") for name in ("quorum", "noise")}
+MUST |= {name: (lambda v: v >= 0, "0 or more") for name in (
+    "warmup", "weight_decay", "beta", "clip_low", "clip_high", "eval_every")}
+
+
 def check(config: Config) -> None:
-    for name, least in [("n", 2), ("images_per_step", 1), ("minibatch", 1), ("micro_batch", 1), ("epochs", 1),
-                        ("max_new_tokens", 1), ("lora_rank", 1), ("eval_limit", 1)]:
-        if getattr(config, name) < least:
-            why = ": a group of one has nothing to compare itself with" if name == "n" else ""
-            raise ValueError(f"{flag(name)} must be at least {least}, got {getattr(config, name)}{why}")
-    for name in ("lr", "temperature"):
-        if not getattr(config, name) > 0:
-            raise ValueError(f"--{name} must be above 0, got {getattr(config, name)}")
-    for name in ("quorum", "noise"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"--{name} must lie in [0, 1], got {getattr(config, name)}")
-    for name in ("warmup", "weight_decay", "beta", "clip_low", "clip_high", "eval_every"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"{flag(name)} must not be negative, got {getattr(config, name)}")
-    if config.steps is not None and config.steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {config.steps}")
-    if config.limit is not None and config.limit < 1:
-        raise ValueError(f"--limit must be at least 1, got {config.limit}")
+    for name, (holds, words) in MUST.items():
+        value = getattr(config, name)
+        if value is not None and not holds(value):
+            raise ValueError(f"{flag(name)} must be {words}, got {value}")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -191,13 +184,6 @@ def step_examples(examples: list, config: Config, step: int) -> list:
     return [examples[i] for i in order[k * config.images_per_step:(k + 1) * config.images_per_step]]
 
 
-def some(examples: list, limit: int) -> list:
-    """An even spread over the set: the first few hundred images of CUB are a handful of its classes."""
-    if len(examples) <= limit:
-        return examples
-    return [examples[i * len(examples) // limit] for i in range(limit)]
-
-
 def group_rewards(categories: list, config: Config) -> list[float]:
     if config.reward == "speciarl":
         return speciarl_rewards(categories, config.quorum, config.malformed)
@@ -208,14 +194,6 @@ def with_noise(categories: list, config: Config, step: int, image_id: str) -> li
     """The judge-noise ablation, seeded by image and step."""
     rng = random.Random(seed_for(config.seed, "noise", step, image_id))
     return inject_noise(categories, config.noise, rng) if config.noise else categories
-
-
-def stack(groups: list, pad_id: int) -> list[torch.Tensor]:
-    """Completions, mask and sampling log-probs of B groups, each (B, N, T) with T the longest of them."""
-    width = max(g.completions.shape[1] for g in groups)
-    return [torch.stack([F.pad(x, (0, width - x.shape[1]), value=value) for x in rows]) for rows, value in (
-        ([g.completions for g in groups], pad_id), ([g.mask for g in groups], False),
-        ([g.logprobs for g in groups], 0.0))]
 
 
 def update(policy, optimizer, groups: list, advantages: torch.Tensor, config: Config) -> dict[str, float]:
@@ -289,25 +267,6 @@ def chunks(items: list, size: int) -> list[list]:
     return [items[i:i + size] for i in range(0, len(items), size)]
 
 
-def rollout_figures(groups: list, categories: list, rewards: torch.Tensor, advantages: torch.Tensor,
-                    eos_ids: list[int], quorum: float) -> dict[str, float]:
-    """What one watches: the rollouts' own figures. categories, rewards, advantages: (B, N)."""
-    flat = [c for group in categories for c in group]
-    summary = summarize(flat)
-    wrong = torch.tensor([[c == Category.WRONG for c in group] for group in categories])
-    lengths = torch.cat([g.mask.sum(1) for g in groups]).float()
-    ended = [torch.isin(g.completions, torch.tensor(eos_ids, device=g.mask.device)).any(1) for g in groups]
-    figures = {"reward": float(rewards.mean()), "correctness": summary.correctness,
-               "specificity": summary.specificity, "hm": summary.harmonic_mean,
-               "malformed": summary.malformed / summary.n,
-               "dead_groups": float((rewards == rewards[:, :1]).all(1).float().mean()),
-               "wrong_positive": float((advantages[wrong] > 0).float().mean()) if wrong.any() else 0.0,
-               "length": float(lengths.mean()), "truncated": 1 - float(torch.cat(ended).float().mean())}
-    bars = [dynamic_bar(group, quorum) for group in categories]
-    return figures | {f"share/{c.label}": s for c, s in summary.shares.items()} \
-                   | {f"bar/{c.label}": bars.count(c) / len(bars) for c in list(Category)[1:5]}
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Files
 
@@ -349,8 +308,12 @@ def load_state(run: Path, policy, optimizer) -> int:
 def peak_gb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return 0.0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -358,8 +321,8 @@ def peak_gb() -> float:
 
 
 def load_data(config: Config) -> tuple[list, dict[str, list], dict[str, list]]:
-    """Training examples, and validation and test sets by name. Nothing is ever chosen on test: validation images are
-    training images that the run doesn't use. The embedded world is tested on all its domains."""
+    """Training examples, and validation and test sets by name. Nothing is chosen on test: validation images
+    are training images that the run doesn't use. The embedded world is tested on all its domains."""
     names = config.data.split(",")
     examples = [e for name in names for e in data.load(name, "train", config.root, config.limit)]
     if len(examples) < config.images_per_step:
@@ -368,8 +331,8 @@ def load_data(config: Config) -> tuple[list, dict[str, list], dict[str, list]]:
     used = {e.id for e in examples}
     validation = {n: [e for e in data.load(n, "val", config.root) if e.id not in used] for n in names}
     tests = TOY_SETS if is_toy(names) else names
-    return (examples, {n: some(v, config.eval_limit) for n, v in validation.items()},
-            {n: some(data.load(n, "test", config.root), config.eval_limit) for n in tests})
+    return (examples, {n: data.spread(v, config.eval_limit) for n, v in validation.items()},
+            {n: data.spread(data.load(n, "test", config.root), config.eval_limit) for n in tests})
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -379,7 +342,7 @@ def main(argv: list[str] | None = None) -> Path:
         config, resumed = parse_config(argv)
         run = resumed or Path(config.out)
         if resumed is None and run.exists() and any(run.iterdir()):
-            raise ValueError(f"{run} holds a run already: --resume {run} goes on, --out FOLDER starts another")
+            raise ValueError(f"{run} holds a run already: --resume {run} goes on, --out DIR starts another")
         examples, validation, tests = load_data(config)
         question = question_for(config.prompt, config.data.split(","))
         policy = load_policy(config.model, config.seed, rank=config.lora_rank, alpha=config.lora_alpha,
@@ -432,12 +395,13 @@ def main(argv: list[str] | None = None) -> Path:
                 advantages = group_advantages(rewards, LOSSES[config.loss]["scale"])
                 for group in optimizer.param_groups:
                     group["lr"] = line["lr"]
-                line |= rollout_figures(kept, categories, rewards, advantages, policy.eos_ids,
-                                        config.quorum)
+                line |= group_figures(categories, rewards.tolist(), advantages.tolist(), config.quorum)
                 line |= update(policy, optimizer, kept, advantages, config)
             updated = time.perf_counter()
             tokens = sum(int(g.mask.sum()) for g in groups)
-            line |= {"time/rollout": sampled - start, "time/judge": judge_seconds,
+            answers = max(1, len(groups) * config.n)
+            line |= {"length": tokens / answers, "truncated": sum(g.truncated for g in groups) / answers,
+                     "time/rollout": sampled - start, "time/judge": judge_seconds,
                      "time/update": updated - updating, "time/step": updated - start,
                      "time/tokens_per_s": tokens / (updated - start), "mem/peak_gb": peak_gb()}
 

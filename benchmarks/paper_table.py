@@ -3,10 +3,11 @@
     python benchmarks/paper_table.py --out runs/table               the table that stands in the README
     python benchmarks/paper_table.py --split val --options "--lr 7e-4"   what a recipe is chosen by
 
-Each (seed, method) is one training run on birds in a process of its own, measured in domain (birds) and out of it
-(flowers, vehicles, fish), greedy and with one sample at temperature 1. A finished run is kept in --out and not run
-again. The controls must not raise HM: `shuffled` deals each group's rewards out at random, `permuted` deals the
-step's verdicts out at random over all its images. A toy world's figures: they stand for none of the paper's.
+Each (seed, method) is one training run on birds in a process of its own, measured in domain (birds) and out
+of it (flowers, vehicles, fish), greedy and with one sample at temperature 1. A finished run is kept in --out
+and not run again. The controls must not raise HM: `shuffled` deals each group's rewards out at random,
+`permuted` deals the step's verdicts out at random over all its images. A toy world's figures: they stand for
+none of the paper's.
 """
 
 import argparse
@@ -60,7 +61,8 @@ def run_one(method: str, seed: int, split: str, out: Path, options: list[str]) -
             deal_rewards(train)
         if method == "permuted":
             deal_verdicts(train)
-        train.before_and_after, train.comparison = lambda *args: {}, lambda *args: ""  # measured below instead
+        # measured below instead
+        train.before_and_after, train.comparison = lambda *args: {}, lambda *args: ""
         folder = out / f"{method}-{seed}"
         adapter = folder / "adapter"
         if not adapter.exists():
@@ -72,7 +74,8 @@ def run_one(method: str, seed: int, split: str, out: Path, options: list[str]) -
     for how, temperature in (("greedy", 0.0), ("temperature 1", 1.0)):
         for domain in toy.DOMAINS:
             examples = data.load(f"toy-{domain}", split)
-            result = evaluate(policy, judge, examples, question_for("base", ["toy"]), 1, temperature, 16, seed)
+            question = question_for("base", ["toy"])
+            result = evaluate(policy, judge, examples, question, 1, temperature, 16, seed)
             results.setdefault(how, {})[domain] = result["summary"].to_json()
     write_json(out / f"{method}-{seed}-{split}.json", results)
 
@@ -118,20 +121,21 @@ def main() -> None:
 
     def start(job):
         method, seed = job
-        command = [sys.executable, __file__, "--one", "--methods", method, "--seeds", str(seed), "--split", args.split,
-                   "--out", str(out), f"--options={args.options}"]
+        command = [sys.executable, __file__, "--one", "--methods", method, "--seeds", str(seed),
+                   "--split", args.split, "--out", str(out), f"--options={args.options}"]
         with (out / f"{method}-{seed}-{args.split}.txt").open("w") as log:
             if subprocess.run(command, stdout=log, stderr=log).returncode:
                 raise SystemExit(f"{method}, seed {seed} failed: see {log.name}")
 
     with ThreadPoolExecutor(args.jobs) as pool:
         list(tqdm(pool.map(start, missing), total=len(missing), desc="runs", unit="run"))
-    runs = {m: [json.loads((out / f"{m}-{s}-{args.split}.json").read_text()) for s in args.seeds] for m in args.methods}
+    runs = {m: [json.loads((out / f"{m}-{s}-{args.split}.json").read_text()) for s in args.seeds]
+            for m in args.methods}
     print(f"{args.split} images, seeds {args.seeds}, train.py {args.options or '(toy preset)'}\n")
     print(table(runs))
     for how in ("greedy", "temperature 1"):  # seed by seed, for those who don't trust means
         for method, results in runs.items():
-            hm = " ".join(f"{place(r, how, 'harmonic_mean', True):.3f}/{place(r, how, 'harmonic_mean', False):.3f}"
+            hm = " ".join("/".join(f"{place(r, how, 'harmonic_mean', inside):.3f}" for inside in (True, False))
                           for r in results)
             print(f"HM in/out by seed, {how}, {method}: {hm}")
 

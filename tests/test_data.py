@@ -12,7 +12,8 @@ def test_cub_reads_labels_splits_and_order(tmp_path):
     folder = trees.cub(tmp_path)
     train, test = data.load("cub", "train", folder), data.load("cub", "test", folder)
     assert len(train) == len(test) == 12 and not {e.id for e in train} & {e.id for e in test}
-    assert [e.label for e in train[::3]] == ["Black footed Albatross", "Laysan Albatross", "Indigo Bunting", "Mallard"]
+    assert [e.label for e in train[::3]] == ["Black footed Albatross", "Laysan Albatross", "Indigo Bunting",
+                                             "Mallard"]
     assert train[0].id == "cub/001.Black_footed_Albatross/Black_Footed_Albatross_0000_1.jpg"
     assert test[0].id.endswith("_0001_2.jpg")  # images.txt in order; 1 in train_test_split.txt is training
     assert train[0].image().size == (70, 56) and train[0].domain == "cub"
@@ -74,8 +75,9 @@ def test_odd_images_are_read_right(tmp_path):
     exif = turned.getexif()
     exif[0x0112] = 6  # shown rotated by 90 degrees
     turned.save(tmp_path / "turned.jpg", exif=exif)
-    for name, size in [("cmyk.jpg", (6, 4)), ("grey.jpg", (6, 4)), ("alpha.png", (6, 4)), ("palette.gif", (6, 4)),
-                       ("webp.jpg", (6, 4)), ("one.png", (1, 1)), ("turned.jpg", (4, 6))]:
+    for name, size in [("cmyk.jpg", (6, 4)), ("grey.jpg", (6, 4)), ("alpha.png", (6, 4)),
+                       ("palette.gif", (6, 4)), ("webp.jpg", (6, 4)), ("one.png", (1, 1)),
+                       ("turned.jpg", (4, 6))]:
         image = data.read_image(tmp_path / name)
         assert (image.mode, image.size) == ("RGB", size), name
     assert np.abs(np.asarray(data.read_image(tmp_path / "cmyk.jpg"), int)[2, 2] - (250, 10, 20)).max() < 25

@@ -31,7 +31,8 @@ def scripted(verdicts):
 
 
 def test_evaluate_by_hand(checkpoint, cub, monkeypatch):
-    """Two images, three answers each: verdicts, malformed answers and judge errors end up where they should."""
+    """Two images, three answers each: verdicts, malformed answers and judge errors end up where they
+    should."""
     examples = data.load("cub", "test", cub)[:3]
     (cub / "CUB_200_2011" / "images" / examples[2].id.removeprefix("cub/")).write_bytes(b"")
 
@@ -43,8 +44,9 @@ def test_evaluate_by_hand(checkpoint, cub, monkeypatch):
 
     real = ev.ask
     monkeypatch.setattr(ev, "ask", ask)
-    result = ev.evaluate(policies.load(checkpoint, max_pixels=3136), scripted([C.SPECIFIC, C.WRONG, C.GENERIC, None,
-                         C.ABSTAIN]), examples, "what?", n=3, temperature=1.0, max_new_tokens=4)
+    judge = scripted([C.SPECIFIC, C.WRONG, C.GENERIC, None, C.ABSTAIN])
+    result = ev.evaluate(policies.load(checkpoint, max_pixels=3136), judge, examples, "what?", n=3,
+                         temperature=1.0, max_new_tokens=4)
     assert result["groups"] == [[C.SPECIFIC, C.WRONG, None], [C.GENERIC, C.ABSTAIN]]
     s = result["summary"]
     assert (s.n, s.malformed, s.judge_errors, s.unreadable) == (5, 1, 1, 1)
@@ -63,14 +65,17 @@ def test_batches_change_nothing(checkpoint, cub, tree):
 def test_command_line_table_and_json(checkpoint, cub, tree, tmp_path, capsys):
     policy = policies.load(checkpoint, rank=2)
     policies.save_adapter(policy.model, tmp_path / "adapter", str(checkpoint))
-    ev.main(["--data", "cub", "--root", str(cub), "--adapter", "none", str(tmp_path / "adapter"), "--judge", tree,
-             "--n", "4", "--max-new-tokens", "24", "--max-pixels", "3136", "--out", str(tmp_path / "out.json")])
+    ev.main(["--data", "cub", "--root", str(cub), "--adapter", "none", str(tmp_path / "adapter"),
+             "--judge", tree, "--n", "4", "--max-new-tokens", "24", "--max-pixels", "3136",
+             "--out", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
-    assert f"{checkpoint}, prompt 'base', 4 samples at temperature 1.0" in printed  # the model is the adapter's base
+    # the model is the adapter's base
+    assert f"{checkpoint}, prompt 'base', 4 samples at temperature 1.0" in printed
     assert printed.count("best of 4") == 2 and "base · cub" in printed
     results = json.loads((tmp_path / "out.json").read_text())["results"]
     base, fresh = results["none"]["cub"], results[str(tmp_path / "adapter")]["cub"]
-    assert base["summary"] == fresh["summary"] and base["records"] == fresh["records"]  # B = 0 changes nothing
+    # B = 0 changes nothing
+    assert base["summary"] == fresh["summary"] and base["records"] == fresh["records"]
     assert base["summary"]["n"] == 48 and base["best_of_n"]["n"] == 12
     assert base["best_of_n"]["harmonic_mean"] >= base["summary"]["harmonic_mean"]
     low, high = base["intervals"]["correctness"]
@@ -80,8 +85,8 @@ def test_command_line_table_and_json(checkpoint, cub, tree, tmp_path, capsys):
 def test_own_pictures(checkpoint, tmp_path, capsys):
     tiny.pictures((60, 60))[0].save(tmp_path / "photo.jpg")
     (tmp_path / "bad.jpg").write_bytes(b"")
-    ev.main(["--image", str(tmp_path / "photo.jpg"), str(tmp_path / "bad.jpg"), "--model", str(checkpoint), "--n", "8",
-             "--max-new-tokens", "24"])
+    ev.main(["--image", str(tmp_path / "photo.jpg"), str(tmp_path / "bad.jpg"), "--model", str(checkpoint),
+             "--n", "8", "--max-new-tokens", "24"])
     captured = capsys.readouterr()
     counts = [int(line.split()[0]) for line in captured.out.splitlines() if " of 8" in line]
     assert "greedy" in captured.out and sum(counts) == 8 and counts == sorted(counts, reverse=True)
@@ -92,8 +97,9 @@ def test_own_pictures(checkpoint, tmp_path, capsys):
     (["--n", "0"], "--n must be at least 1"), (["--data", "cats"], "unknown dataset"),
     (["--n", "4", "--temperature", "0"], "give a temperature"), (["--prompt", "rude"], "unknown prompt"),
     (["--adapter", "nowhere"], "no adapter in nowhere"), (["--model", "no/such"], "no model at"),
-    (["--image", "nothing.jpg"], "none of the pictures could be read"), (["--root", "nowhere"], "CUB-200-2011 is not in"),
-    (["--judge", "broken.json"], "broken.json"), (["--temperature", "-1"], "--temperature must not be negative"),
+    (["--image", "nothing.jpg"], "none of the pictures could be read"),
+    (["--root", "nowhere"], "CUB-200-2011 is not in"), (["--judge", "broken.json"], "broken.json"),
+    (["--temperature", "-1"], "--temperature must not be negative"),
 ])
 def test_mistakes_end_in_one_line(checkpoint, cub, tree, tmp_path, argv, message, monkeypatch):
     monkeypatch.chdir(tmp_path)

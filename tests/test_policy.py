@@ -98,18 +98,21 @@ def test_adapter_file_has_pefts_keys_and_comes_back(policy, tmp_path):
             for i in range(2) for name in LINEARS for x in "AB"]
     state = load_file(tmp_path / "adapter_model.safetensors")
     assert sorted(state) == sorted(keys)
-    assert state["base_model.model.model.language_model.layers.0.self_attn.k_proj.lora_B.weight"].shape == (32, 4)
+    k_proj = "base_model.model.model.language_model.layers.0.self_attn.k_proj"
+    assert state[f"{k_proj}.lora_B.weight"].shape == (32, 4)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"], config["bias"]) == ("LORA", 4, 8, "none")
     assert config["base_model_name_or_path"] == "base/name"
-    names = [n.replace(".base", "") for n, m in policy.model.named_modules() if isinstance(m, torch.nn.Linear)]
+    names = [n.replace(".base", "") for n, m in policy.model.named_modules()
+             if isinstance(m, torch.nn.Linear)]
     matched = [n for n in names if re.fullmatch(config["target_modules"], n)]  # as peft matches a string
     assert matched == list(lora_layers(policy.model))
 
     other = policies.from_parts(tiny.model(tiny.tokenizer()), tiny.processor())
     policies.add_lora(other.model, 4, 8, seed=9)
     policies.set_lora_state(other.model, state)
-    assert all(torch.equal(a, b) for a, b in zip(lora_state(policy.model).values(), lora_state(other.model).values()))
+    assert all(torch.equal(a, b)
+               for a, b in zip(lora_state(policy.model).values(), lora_state(other.model).values()))
 
 
 def test_an_adapter_that_does_not_fit_is_refused(policy):
@@ -128,20 +131,24 @@ def test_an_adapter_that_does_not_fit_is_refused(policy):
 def test_load_and_adapter_round_trip(checkpoint, tmp_path):
     made = policies.load(checkpoint, rank=2, alpha=4, max_pixels=56 * 56)
     prompt = encode(made, tiny.pictures((300, 200)), "what?")
-    assert 1 <= int((prompt[0].ids == made.model.config.image_token_id).sum()) <= 4  # 56 x 56 pixels hold 4 tokens
+    # 56 x 56 pixels hold 4 tokens
+    assert 1 <= int((prompt[0].ids == made.model.config.image_token_id).sum()) <= 4
     for layer in lora_layers(made.model).values():
         layer.lora_B.data.normal_()
     policies.save_adapter(made.model, tmp_path)
     again = policies.load(checkpoint, adapter=tmp_path, max_pixels=56 * 56)
     ids, mask = completions(made, 2)
-    assert torch.equal(completion_logprobs(made, prompt, ids, mask), completion_logprobs(again, prompt, ids, mask))
+    assert torch.equal(completion_logprobs(made, prompt, ids, mask),
+                       completion_logprobs(again, prompt, ids, mask))
 
 
 def test_a_poisoned_generation_config_stays_outside(checkpoint, tmp_path):
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint)
-    model.generation_config.update(do_sample=True, repetition_penalty=1.3, top_k=1, temperature=0.01, top_p=0.1)
+    model.generation_config.update(do_sample=True, repetition_penalty=1.3, top_k=1, temperature=0.01,
+                                   top_p=0.1)
     model.save_pretrained(tmp_path)
-    for source in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "chat_template.jinja"):
+    for source in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json",
+                   "chat_template.jinja"):
         (tmp_path / source).write_bytes((checkpoint / source).read_bytes())
     assert "repetition_penalty" in (tmp_path / "generation_config.json").read_text()
     from rollout import sample
@@ -165,11 +172,13 @@ def test_checkpoints_of_older_versions_load(checkpoint, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokens))
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": tiny.TEMPLATE}))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({
-        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor", "patch_size": 14,
-        "temporal_patch_size": 2, "merge_size": 2, "min_pixels": 3136, "max_pixels": 12845056}))
+        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor",
+        "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2, "min_pixels": 3136,
+        "max_pixels": 12845056}))
     new, made = policies.load(checkpoint), policies.load(tmp_path)
     ids, mask = completions(new, 2)
-    pair = [completion_logprobs(p, encode(p, tiny.pictures((112, 84)), "what?"), ids, mask) for p in (new, made)]
+    pair = [completion_logprobs(p, encode(p, tiny.pictures((112, 84)), "what?"), ids, mask)
+            for p in (new, made)]
     assert torch.equal(*pair)
 
 
@@ -190,7 +199,8 @@ def test_banned_tokens(policy):
     eos = tok.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     assert policy.eos_ids == eos and not policy.banned[eos].any()
     for token in tiny.SPECIALS:
-        assert bool(policy.banned[tok.convert_tokens_to_ids(token)]) == (token not in ("<|im_end|>", "<|endoftext|>"))
+        banned = bool(policy.banned[tok.convert_tokens_to_ids(token)])
+        assert banned == (token not in ("<|im_end|>", "<|endoftext|>"))
     assert policy.banned[len(tok):].all() and len(policy.banned) == len(tok) + 5  # rows no token has
     for word in ("<think>", "</answer>", "red finch"):
         assert not policy.banned[tok(word)["input_ids"]].any()
@@ -200,8 +210,8 @@ def test_banned_tokens(policy):
 
 
 def test_logprobs_equal_transformers_own_forward(policy):
-    """Batch of images of different sizes, N completions each, against one full forward a completion. Catches patches
-    and grids in different orders, one-dimensional positions, padding that leaks."""
+    """Batch of images of different sizes, N completions each, against one full forward a completion. Catches
+    patches and grids in different orders, one-dimensional positions, padding that leaks."""
     images, n = tiny.pictures(*SIZES), 3
     ids, mask = completions(policy, len(images) * n)
     with torch.no_grad():

@@ -63,7 +63,8 @@ def test_temperature_sharpens():
 
 
 def test_greedy_equals_plain_generate(policy):
-    """Shared prompt cache, image encoded once, N rows: against transformers' own generate on processor output."""
+    """Shared prompt cache, image encoded once, N rows: against transformers' own generate on processor
+    output."""
     images = tiny.pictures(*SIZES)
     groups = sample(policy, images, ["a", "b", "c"], "what is it?", 3, temperature=0, max_new_tokens=16)
     turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]}]
@@ -88,7 +89,8 @@ def test_samples_depend_on_nothing_but_seed_stream_image_and_n(policy):
     reverse = sample(policy, images[::-1], ids[::-1], "what?", 4, max_rows=4, **options)
     assert [g.id for g in reverse] == ["d", "c", "b", "a"]
     assert [g.texts for g in reverse[::-1]] == [g.texts for g in together]
-    assert [g.texts[:2] for g in together] == [g.texts for g in sample(policy, images, ids, "what?", 2, **options)]
+    fewer = sample(policy, images, ids, "what?", 2, **options)
+    assert [g.texts[:2] for g in together] == [g.texts for g in fewer]
     for other in (dict(options, seed=4), dict(options, stream="train/8")):
         assert sample(policy, images, ids, "what?", 4, **other)[0].texts != together[0].texts
     assert all(len(set(g.texts)) > 1 for g in together)  # the N answers are N draws
@@ -120,7 +122,8 @@ def test_sampled_logprobs_equal_scored_ones(policy, temperature):
     groups = sample(policy, images, ["a", "b", "c"], "what?", 4, temperature=temperature, max_new_tokens=12)
     for group in groups:
         args = policy, [group.prompt], group.completions, group.mask
-        torch.testing.assert_close(completion_logprobs(*args, temperature), group.logprobs, atol=1e-5, rtol=1e-5)
+        scored = completion_logprobs(*args, temperature)
+        torch.testing.assert_close(scored, group.logprobs, atol=1e-5, rtol=1e-5)
         other = completion_logprobs(*args, 1.6 - temperature)
         assert (other - group.logprobs).abs().max() > 1e-2
 
@@ -151,15 +154,16 @@ def test_no_state_stays_in_the_model(policy):
     first = sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 2, max_new_tokens=8)
     sample(policy, tiny.pictures((112, 84)), ["b"], "what?", 3, max_new_tokens=8)
     assert policy.model.model.rope_deltas is None
-    assert sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 2, max_new_tokens=8)[0].texts == first[0].texts
+    again = sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 2, max_new_tokens=8)
+    assert again[0].texts == first[0].texts
 
 
 def test_seeds_are_the_same_in_every_process():
     """Not Python's hash(), which is salted."""
     code = "from rollout import seed_for; print(seed_for(0, 'train/1', 'cub/x.jpg', 3))"
     root = rollout.__file__.rsplit("/", 1)[0]
-    seen = {subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout
-            for _ in range(2)}
+    seen = {subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True,
+                           check=True).stdout for _ in range(2)}
     assert seen == {f"{seed_for(0, 'train/1', 'cub/x.jpg', 3)}\n"}
     assert seed_for(1, 23) != seed_for(12, 3)
 

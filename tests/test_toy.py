@@ -157,7 +157,8 @@ def test_a_short_training_leaves_a_checkpoint_that_loads_back(tmp_path):
     ends = [words.eos_token_id, words.pad_token_id]
     assert model.generation_config.eos_token_id == ends
     assert model.config.image_token_id == words.convert_tokens_to_ids("<|image_pad|>")
-    assert words.decode(words("<answer> red finch </answer> <|im_end|>").input_ids, skip_special_tokens=True) \
+    ids = words("<answer> red finch </answer> <|im_end|>").input_ids
+    assert words.decode(ids, skip_special_tokens=True) \
         == "<answer> red finch </answer>"
 
 

@@ -33,15 +33,16 @@ def arguments(tmp_path, checkpoint, judge, *more) -> list[str]:
     """The README's command, scaled down: --data cub --n 8 on a format-exact tree."""
     if not (tmp_path / "CUB_200_2011").exists():
         trees.cub(tmp_path)
-    return ["--data", "cub", "--n", "8", "--root", str(tmp_path), "--model", str(checkpoint), "--judge", str(judge),
-            "--limit", "6", "--images-per-step", "4", "--minibatch", "2", "--steps", "3", "--max-new-tokens", "32",
-            "--max-pixels", "6272", "--lora-rank", "8", "--lr", "1e-3", "--eval-every", "2", "--eval-limit", "3",
-            "--out", str(tmp_path / "run"), *more]
+    return ["--data", "cub", "--n", "8", "--root", str(tmp_path), "--model", str(checkpoint),
+            "--judge", str(judge), "--limit", "6", "--images-per-step", "4", "--minibatch", "2",
+            "--steps", "3", "--max-new-tokens", "32", "--max-pixels", "6272", "--lora-rank", "8",
+            "--lr", "1e-3", "--eval-every", "2", "--eval-limit", "3", "--out", str(tmp_path / "run"), *more]
 
 
 @pytest.fixture
 def tree_judge(tmp_path):
-    """A taxonomy for the miniature CUB: some of the small checkpoint's answers are right, some generic, some wrong."""
+    """A taxonomy for the miniature CUB: some of the small checkpoint's answers are right, some generic, some
+    wrong."""
     names = {label.split(".")[1].replace("_", " "): "bird" for label in trees.BIRDS}
     file = tmp_path / "tree.json"
     file.write_text(json.dumps({"parents": names | {"bird": None}}))
@@ -56,10 +57,11 @@ def test_cub_with_a_checkpoint_and_a_language_model_judge(tmp_path, checkpoint, 
     run = train.main(arguments(tmp_path, checkpoint, judge_folder, "--judge-mode", mode))
     log, samples = lines(run / "log.jsonl"), lines(run / "samples.jsonl")
     assert [line["step"] for line in log] == [0, 1, 2, 3] and len(samples) == 12
-    assert "val/harmonic_mean" in log[0] and "val/harmonic_mean" in log[2] and "val/harmonic_mean" not in log[1]
+    assert ["val/harmonic_mean" in line for line in log[:3]] == [True, False, True]
     errors = sum(line["judge_errors"] for line in log[1:])
     assert errors == sum("rewards" not in s for s in samples)
-    for s in samples:  # random weights may write no verdict: then the whole group leaves, and nothing is scored
+    # random weights may write no verdict: then the whole group leaves, and nothing is scored
+    for s in samples:
         assert ("judge error" in s["categories"]) == ("rewards" not in s) and len(s["categories"]) == 8
     assert mode == "generate" or errors == 0  # choice always has a verdict
     assert {c for s in samples for c in s["categories"]} - {"malformed", "judge error"}
@@ -74,8 +76,10 @@ def test_cub_with_a_checkpoint_and_a_language_model_judge(tmp_path, checkpoint, 
 
 
 def test_training_raises_the_reward(tmp_path, checkpoint, tree_judge):
-    """The small checkpoint answers "bird" (right), "Mallard" (mostly wrong), or leaves out the tag; that is enough."""
-    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "12", "--eval-every", "0", "--lr", "3e-3"))
+    """The small checkpoint answers "bird" (right), "Mallard" (mostly wrong), or leaves out the tag; that is
+    enough."""
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "12", "--eval-every", "0",
+                               "--lr", "3e-3"))
     log = lines(run / "log.jsonl")[1:]
     first, last = (np.mean([line["reward"] for line in part]) for part in (log[:3], log[-3:]))
     assert last > first + 0.3 and log[-1]["malformed"] < log[0]["malformed"]
@@ -86,12 +90,15 @@ def test_training_raises_the_reward(tmp_path, checkpoint, tree_judge):
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, checkpoint, tree_judge):
-    """kill -9 in the middle of a step, twice; then weights, optimizer and logs are those of a run left alone."""
+    """kill -9 in the middle of a step, twice; then weights, optimizer and logs are those of a run left
+    alone."""
+    code = "import torch; torch.set_num_threads(1); import train; train.main()"
+
     def start(out, *more):
         command = arguments(tmp_path, checkpoint, tree_judge, "--steps", "6")
         command[command.index("--out") + 1] = str(out)
-        return subprocess.Popen([sys.executable, "-c", "import torch; torch.set_num_threads(1); import train; train.main()",
-                                 *(more or command)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen([sys.executable, "-c", code, *(more or command)], cwd=ROOT,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     whole = start(tmp_path / "whole")
     for steps in (1, 3):
@@ -157,7 +164,8 @@ def rollouts(policy, n=4, images=4):
 
 def updated(policy, groups, advantages, **settings):
     """Parameters and statistics after one update from the policy as it is, which is put back."""
-    config = train.Config(**{"n": groups[0].mask.shape[0], "minibatch": len(groups), "max_new_tokens": 10} | settings)
+    config = train.Config(**{"n": groups[0].mask.shape[0], "minibatch": len(groups),
+                             "max_new_tokens": 10} | settings)
     for name in ("beta", "clip_low", "clip_high"):
         if getattr(config, name) is None:
             setattr(config, name, train.LOSSES[config.loss][name])
@@ -173,33 +181,37 @@ def updated(policy, groups, advantages, **settings):
 
 @pytest.mark.parametrize("loss", list(train.LOSSES))
 def test_one_times_eight_equals_four_times_two(policy, loss):
-    """Gradient accumulation changes neither the gradient nor the logged figures, in any loss: completions of unequal
-    lengths, one group without advantages, micro-batches of 8, 4, 3, 2, 1."""
+    """Gradient accumulation changes neither the gradient nor the logged figures, in any loss: completions of
+    unequal lengths, one group without advantages, micro-batches of 8, 4, 3, 2, 1."""
     groups = rollouts(policy, images=8)
     advantages = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
     advantages[2] = 0
     assert len({int(m) for g in groups for m in g.mask.sum(1)}) > 2
-    moved, stats = updated(policy, groups, advantages, loss=loss, micro_batch=8, beta=0.05, lr=1.0)
+    settings = dict(loss=loss, beta=0.05, lr=1.0)
+    moved, stats = updated(policy, groups, advantages, micro_batch=8, **settings)
     assert moved.norm() > 1e-3
     for micro_batch in (4, 3, 2, 1):
-        other, figures = updated(policy, groups, advantages, loss=loss, micro_batch=micro_batch, beta=0.05, lr=1.0)
+        other, figures = updated(policy, groups, advantages, micro_batch=micro_batch, **settings)
         assert (other - moved).norm() < 1e-5 * moved.norm()
         assert figures == pytest.approx(stats, abs=1e-5)
 
 
 @pytest.mark.parametrize("loss", list(train.LOSSES))
 def test_the_steps_denominator_against_plain_formulas(policy, loss):
-    """The whole step's policy gradient, each loss written out: at ratio 1 the loss per token is -A * ratio."""
+    """The whole step's policy gradient, each loss written out: at ratio 1 the loss per token is -A *
+    ratio."""
     groups = rollouts(policy)
     advantages = torch.tensor([[1.0, -1, 0.5, 0], [0, 0, 0, 0], [2.0, 0, 0, -2], [-1.0, 1, 1, -1]])
     moved, _ = updated(policy, groups, advantages, loss=loss, micro_batch=1, beta=0.0, lr=1.0)
     completions, mask, _ = (x.flatten(0, 1) for x in train.stack(groups, policy.pad_id))
-    logprobs = policies.completion_logprobs(policy, [g.prompt for g in groups], completions, mask, shared=False)
+    logprobs = policies.completion_logprobs(policy, [g.prompt for g in groups], completions, mask,
+                                            shared=False)
     rows = (logprobs * mask).sum(1) * advantages.flatten()
-    total = {"grpo": rows.sum() / mask.sum(), "dapo": rows.sum() / mask.sum(), "dr_grpo": rows.sum() / (16 * 10)}[loss]
+    total = rows.sum() / {"grpo": mask.sum(), "dapo": mask.sum(), "dr_grpo": 16 * 10}[loss]
     total.backward()
     expected = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
-    expected *= min(1.0, 1.0 / float(expected.norm()))  # clipped at 1; a step of SGD goes down the loss -total
+    # clipped at 1; a step of SGD goes down the loss -total
+    expected *= min(1.0, 1.0 / float(expected.norm()))
     policy.model.zero_grad()
     assert (moved - expected).norm() < 1e-4 * expected.norm()
 
@@ -210,8 +222,12 @@ def test_groups_of_equal_rewards_cost_nothing_without_kl(policy, monkeypatch):
     advantages[1] = torch.tensor([1.0, -1, 1, -1])
     forwarded = []
     real = train.completion_logprobs
-    monkeypatch.setattr(train, "completion_logprobs",
-                        lambda policy, prompts, *args: forwarded.append(len(prompts)) or real(policy, prompts, *args))
+
+    def counted(policy, prompts, *args):
+        forwarded.append(len(prompts))
+        return real(policy, prompts, *args)
+
+    monkeypatch.setattr(train, "completion_logprobs", counted)
     skipping, _ = updated(policy, groups, advantages, loss="dapo", micro_batch=4, lr=1.0)
     assert forwarded == [1]
     forwarded.clear()
@@ -224,8 +240,8 @@ def test_groups_of_equal_rewards_cost_nothing_without_kl(policy, monkeypatch):
 
 
 def test_second_minibatch_is_off_policy_and_the_first_is_not(policy):
-    """Old log-probs are taken before the first update: at a large rate the second minibatch sees ratios that left the
-    clip range; were they taken after it, clipfrac would be 0 for ever."""
+    """Old log-probs are taken before the first update: at a large rate the second minibatch sees ratios that
+    left the clip range; were they taken after it, clipfrac would be 0 for ever."""
     groups = rollouts(policy)
     advantages = group_advantages(torch.rand(4, 4, generator=torch.Generator().manual_seed(0)))
     _, one = updated(policy, groups, advantages, minibatch=4, micro_batch=2, lr=50.0)
@@ -256,7 +272,8 @@ def test_reference_is_the_base_not_the_policy(policy):
         with policies.adapters_off(policy.model):
             ref = policies.completion_logprobs(*args)
     d = (ref - new)[mask]
-    assert stats["policy/kl"] == pytest.approx(float((d.exp() - d - 1).mean()), rel=1e-4) and stats["policy/kl"] > 0
+    assert stats["policy/kl"] == pytest.approx(float((d.exp() - d - 1).mean()), rel=1e-4)
+    assert stats["policy/kl"] > 0
 
 
 # ---- the loop
@@ -264,8 +281,8 @@ def test_reference_is_the_base_not_the_policy(policy):
 
 def test_an_epoch_visits_every_image_once_in_its_own_order():
     config = train.Config(images_per_step=4, seed=1)
-    epochs = [[x for step in (e * 3 + 1, e * 3 + 2, e * 3 + 3) for x in train.step_examples(list(range(14)), config, step)]
-              for e in range(3)]
+    epochs = [[x for step in (e * 3 + 1, e * 3 + 2, e * 3 + 3)
+               for x in train.step_examples(list(range(14)), config, step)] for e in range(3)]
     assert all(len(set(epoch)) == 12 for epoch in epochs) and epochs[0] != epochs[1] != epochs[2]
     assert train.step_examples(list(range(14)), config, 2) == epochs[0][4:8]
     assert train.step_examples(list(range(14)), train.Config(images_per_step=4, seed=2), 1) != epochs[0][:4]
@@ -321,8 +338,8 @@ def test_unreadable_images_are_named_and_counted(tmp_path, checkpoint, tree_judg
 
 
 def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_judge):
-    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--reward", "exact", "--noise", "1", "--malformed", "-2",
-                               "--steps", "1"))
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--reward", "exact", "--noise", "1",
+                               "--malformed", "-2", "--steps", "1"))
     judge = TaxonomyJudge.from_json(tree_judge)
     ladder = ["wrong", "abstain", "generic", "less specific", "specific"]
     for s in lines(run / "samples.jsonl"):
@@ -337,9 +354,10 @@ def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_j
 
 
 @pytest.mark.parametrize("change, message", [
-    (["--n", "1"], "--n must be at least 2"), (["--quorum", "2"], "--quorum must lie in"),
+    (["--n", "1"], "--n must be at least 2"), (["--quorum", "2"], "--quorum must be in [0, 1]"),
     (["--root", "nowhere"], "CUB-200-2011 is not in nowhere"), (["--data", "dogs"], "unknown dataset 'dogs'"),
-    (["--images-per-step", "99"], "lower --images-per-step"), (["--model", "no/such"], "no model at 'no/such'"),
+    (["--images-per-step", "99"], "lower --images-per-step"),
+    (["--model", "no/such"], "no model at 'no/such'"),
     (["--judge", "no/such"], "cannot load the judge"), (["--prompt", "rude"], "unknown prompt 'rude'"),
     (["--temperature", "0"], "--temperature must be above 0"), (["--max-pixels", "3"], "max pixels must be"),
     (["--lora-rank", "0"], "--lora-rank must be"), (["--resume", "nowhere"], "nothing to resume in nowhere"),
@@ -362,9 +380,10 @@ def test_a_run_is_never_overwritten(tmp_path, checkpoint, tree_judge):
 
 def test_defaults_are_the_papers_and_flags_win():
     paper, _ = train.parse_config(["--data", "cub"])
-    assert (paper.limit, paper.images_per_step, paper.minibatch, paper.lr, paper.lora_rank, paper.lora_alpha, paper.n) \
-        == (3000, 256, 128, 3e-5, 64, 32, 8)
-    assert (paper.beta, paper.clip_low, paper.clip_high, paper.epochs, paper.steps) == (0.01, 0.2, 0.2, 15, None)
+    assert (paper.limit, paper.images_per_step, paper.minibatch, paper.n) == (3000, 256, 128, 8)
+    assert (paper.lr, paper.lora_rank, paper.lora_alpha) == (3e-5, 64, 32)
+    assert (paper.beta, paper.clip_low, paper.clip_high) == (0.01, 0.2, 0.2)
+    assert (paper.epochs, paper.steps) == (15, None)
     toy, _ = train.parse_config([])
     assert (toy.model, toy.judge, toy.lora_rank, toy.steps) == ("toy", "taxonomy", 16, 60)
     mixed, _ = train.parse_config(["--loss", "dapo", "--clip-high", "0.3", "--lora-rank", "4"])
@@ -376,8 +395,9 @@ def test_help_shows_defaults_toy_values_and_sources(capsys):
         train.main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "AdamW learning rate, constant (default 3e-05; toy 0.0007; official)" in text
-    for name in ("--data --root --limit --model --judge --prompt --n --images-per-step --minibatch --micro-batch --epochs "
-                 "--steps --lr --warmup --betas --weight-decay --beta --clip-low --clip-high --loss --reward --quorum "
-                 "--malformed --noise --temperature --max-new-tokens --max-pixels --lora-rank --lora-alpha "
-                 "--checkpointing --seed --out --resume --eval-every --eval-limit").split():
+    for name in ("--data --root --limit --model --judge --prompt --n --images-per-step --minibatch "
+                 "--micro-batch --epochs --steps --lr --warmup --betas --weight-decay --beta --clip-low "
+                 "--clip-high --loss --reward --quorum --malformed --noise --temperature --max-new-tokens "
+                 "--max-pixels --lora-rank --lora-alpha --checkpointing --seed --out --resume --eval-every "
+                 "--eval-limit").split():
         assert name + " " in text, name

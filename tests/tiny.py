@@ -11,9 +11,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from policy import ImageProcessor
 from rollout import PROMPTS
 
-SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
-            "<|image_pad|>", "<|video_pad|>"]
-TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
+            "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]
+TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m.role }}\n"
+            "{% if m.content is string %}{{ m.content }}{% else %}"
             "{% for c in m.content %}{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
             "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
             "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
@@ -25,7 +26,8 @@ def tokenizer():
     tok.normalizer = normalizers.NFC()
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
-    words = ["<think> a bird with </think> <answer> red finch </answer> specific generic wrong abstain less more"] * 4
+    words = ["<think> a bird with </think> <answer> red finch </answer> specific generic wrong abstain less "
+             "more"] * 4
     tok.train_from_iterator(words, trainers.BpeTrainer(
         vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIALS])
@@ -34,14 +36,16 @@ def tokenizer():
 
 
 def model(tok, seed=0, tie=False):
-    """1 M parameters; std .08 instead of .02, so that logits are far enough apart for equality to mean something."""
+    """1 M parameters; std .08 instead of .02, so that logits are far enough apart for equality to mean
+    something."""
     ids = dict(zip(SPECIALS, tok.convert_tokens_to_ids(SPECIALS)))
     config = Qwen2_5_VLConfig(
         text_config=dict(vocab_size=len(tok) + 5, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
                          tie_word_embeddings=tie, bos_token_id=None, eos_token_id=ids["<|im_end|>"],
                          pad_token_id=ids["<|endoftext|>"],
-                         rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}),
+                         rope_parameters={"rope_type": "default", "rope_theta": 1e4,
+                                          "mrope_section": [4, 2, 2]}),
         vision_config=dict(depth=2, hidden_size=32, num_heads=2, intermediate_size=48, out_hidden_size=64,
                            patch_size=14, window_size=56, fullatt_block_indexes=[1]),
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
@@ -81,8 +85,9 @@ def save_checkpoint(folder, seed=0):
     return folder
 
 
-ANSWERS = ["<think> a bird with </think> <answer> red finch </answer>", "<think> a bird </think> <answer> none </answer>",
-           "<answer> bird </answer>", "<think> a </think> <answer> Mallard </answer>", "a bird with red"]
+ANSWERS = ["<think> a bird with </think> <answer> red finch </answer>",
+           "<think> a bird </think> <answer> none </answer>", "<answer> bird </answer>",
+           "<think> a </think> <answer> Mallard </answer>", "a bird with red"]
 
 
 def teach(made, tok, steps=120):
@@ -105,8 +110,9 @@ def save_judge(folder, seed=0):
     """A small causal language model with a chat template, as a judge's checkpoint folder."""
     tok = tokenizer()
     torch.manual_seed(seed)
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192,
-                                 bos_token_id=None, eos_token_id=tok.eos_token_id)).save_pretrained(folder)
+    config = LlamaConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=8192,
+                         bos_token_id=None, eos_token_id=tok.eos_token_id)
+    LlamaForCausalLM(config).save_pretrained(folder)
     tok.save_pretrained(folder)
     return folder
