@@ -135,8 +135,8 @@ def main() -> None:
     print(table(runs))
     for how in ("greedy", "temperature 1"):  # seed by seed, for those who don't trust means
         for method, results in runs.items():
-            hm = " ".join("/".join(f"{place(r, how, 'harmonic_mean', inside):.3f}" for inside in (True, False))
-                          for r in results)
+            pairs = [[place(r, how, "harmonic_mean", inside) for inside in (True, False)] for r in results]
+            hm = " ".join(f"{inside:.3f}/{outside:.3f}" for inside, outside in pairs)
             print(f"HM in/out by seed, {how}, {method}: {hm}")
 
 
