@@ -34,7 +34,7 @@ def test_evaluate_by_hand(checkpoint, cub, monkeypatch):
     """Two images, three answers each: verdicts, malformed answers and judge errors end up where they
     should."""
     examples = data.load("cub", "test", cub)[:3]
-    (cub / "CUB_200_2011" / "images" / examples[2].id.removeprefix("cub/")).write_bytes(b"")
+    (cub / "CUB_200_2011" / "images" / examples[0].id.removeprefix("cub/")).write_bytes(b"")
 
     def ask(policy, examples, question, **kwargs):
         read, groups, unreadable = real(policy, examples, question, **kwargs)
@@ -52,7 +52,8 @@ def test_evaluate_by_hand(checkpoint, cub, monkeypatch):
     assert (s.n, s.malformed, s.judge_errors, s.unreadable) == (5, 1, 1, 1)
     assert s.correctness == pytest.approx(3 / 5) and s.specificity == pytest.approx((4 + 2 + 1) / 12)
     assert result["records"][1]["categories"] == ["generic", JUDGE_ERROR, "abstain"]
-    assert examples[2].id.split("/")[-1] in result["unreadable"][0]
+    assert examples[0].id.split("/")[-1] in result["unreadable"][0]
+    assert [r["id"] for r in result["records"]] == [e.id for e in examples[1:]]  # each by its own image
 
 
 def test_batches_change_nothing(checkpoint, cub, tree):
@@ -60,6 +61,19 @@ def test_batches_change_nothing(checkpoint, cub, tree):
     examples = data.load("cub", "test", cub)
     args = policy, judge, examples, "what?", 2, 1.0, 8
     assert ev.evaluate(*args)["records"] == ev.evaluate(*args, rows=4)["records"]
+
+
+def test_before_is_the_base_and_after_the_policy(policy, monkeypatch):
+    enabled = []
+
+    def measured(policy, *args, **kwargs):
+        enabled.append({layer.enabled for layer in policies.lora_layers(policy.model).values()})
+        return {"summary": ev.summarize([])}
+
+    monkeypatch.setattr(ev, "evaluate", measured)
+    results = ev.before_and_after(policy, None, {"cub": []}, "what?", 4, 0)
+    assert enabled == [{False}, {False}, {True}, {True}]
+    assert list(results["greedy"]["cub"]) == ["before", "after"]
 
 
 def test_command_line_table_and_json(checkpoint, cub, tree, tmp_path, capsys):

@@ -22,7 +22,8 @@ def test_advantages_by_hand():
     a = group_advantages(torch.tensor([[1., 0, 0, 1], [1, 0, 0, 0]]))
     assert torch.allclose(a[0], torch.tensor([1., -1, -1, 1]) * .5 * math.sqrt(3), atol=1e-5)
     assert torch.allclose(a[1], torch.tensor([.75, -.25, -.25, -.25]) / .5, atol=1e-5)
-    assert torch.allclose(group_advantages(torch.tensor([[1., -1]]), scale="none"), torch.tensor([[1., -1]]))
+    assert torch.equal(group_advantages(torch.tensor([[2., 0, 0, 2]]), scale="none"),
+                       torch.tensor([[1., -1, -1, 1]]))
     assert torch.allclose(group_advantages(torch.tensor([[1., 0]]), eps=1.), torch.tensor([[.5, -.5]])
                           / (math.sqrt(.5) + 1))
 

@@ -11,7 +11,9 @@ import policy as policies
 from grpo import token_logprobs
 from policy import adapters_off, completion_logprobs, encode, lora_layers, lora_state
 
-SIZES = [(112, 84), (56, 56), (84, 112), (112, 84)]  # prompts of three lengths
+# Prompts of two lengths; the first and the third are equally long (6 x 8 and 12 x 4 patches) but start their
+# answers at different positions.
+SIZES = [(112, 84), (56, 56), (56, 168), (112, 84)]
 LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
            "mlp.up_proj", "mlp.down_proj"]
 
@@ -270,6 +272,18 @@ def test_what_stands_in_the_padding_does_not_matter(policy):
     expected = completion_logprobs(policy, prompts, ids, mask)
     junk = torch.where(mask, ids, policy.model.config.image_token_id)
     assert torch.equal(completion_logprobs(policy, prompts, junk, mask), expected)
+
+
+@pytest.mark.parametrize("width", [9, 1])
+def test_scoring_changes_none_of_its_inputs(policy, width):
+    """A mask or a label written through a view rescales whatever is counted later."""
+    prompts = encode(policy, tiny.pictures((84, 84)), "what is it?")
+    ids, mask = completions(policy, 4, width)
+    mask[0] = True  # the longest row reaches the end: nothing is cut off, views stay views
+    inputs = [ids, mask, policy.banned, prompts[0].ids, prompts[0].embeds, prompts[0].positions]
+    kept = [x.clone() for x in inputs]
+    completion_logprobs(policy, prompts, ids, mask).sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(inputs, kept))
 
 
 def test_one_small_image_does_not_shrink_the_next(policy):

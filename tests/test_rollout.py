@@ -7,9 +7,11 @@ import torch
 
 import rollout
 from policy import completion_logprobs
-from rollout import PROMPTS, Sampler, first_eos_mask, parse_answer, sample, seed_for
+from rollout import PROMPTS, Group, Sampler, first_eos_mask, parse_answer, sample, seed_for, stack
 
-SIZES = [(112, 84), (56, 56), (84, 112)]  # prompts of different lengths
+# The first and the third prompt are equally long, and are decoded together, but start their answers at
+# different positions.
+SIZES = [(112, 84), (56, 56), (56, 168)]
 
 
 @pytest.mark.parametrize("text, answer", [
@@ -35,6 +37,32 @@ def test_mask_ends_with_the_first_eos_and_trains_it():
     made = torch.tensor([[5, 2, 0, 0], [5, 6, 7, 8], [0, 0, 0, 0], [5, 0, 2, 0]])
     assert first_eos_mask(made, [2, 0]).tolist() == [[True, True, False, False], [True] * 4,
                                                      [True, False, False, False], [True, True, False, False]]
+
+
+def test_sampled_answers_end_with_the_eos_they_train(policy):
+    """A policy that knows two words and both EOS, one of which also pads: whichever comes first is the last
+    token of the mask, and only a row without any is truncated."""
+    policy.banned[:] = True
+    policy.banned[[40, 50, *policy.eos_ids]] = False
+    group = sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 16, max_new_tokens=2)[0]
+    lasts, truncated = set(), 0
+    for row, mask in zip(group.completions.tolist(), group.mask.tolist()):
+        end = next((t for t, token in enumerate(row) if token in policy.eos_ids), None)
+        assert mask == [end is None or t <= end for t in range(len(row))]
+        truncated += end is None
+        lasts |= set() if end is None else {row[end]}
+    assert lasts == set(policy.eos_ids) and policy.pad_id in lasts and 0 < truncated == group.truncated < 16
+    assert (group.logprobs[~group.mask] == 0).all() and (group.logprobs[group.mask] < 0).all()
+
+
+def test_stack_pads_shorter_groups_outside_the_mask():
+    one, three = torch.ones(2, 1), torch.ones(2, 3)
+    groups = [Group("", None, 7 * x.long(), x.bool(), -x, [], [], 0) for x in (one, three)]
+    completions, mask, logprobs = stack(groups, pad_id=5)
+    assert completions.tolist() == [[[7, 5, 5]] * 2, [[7, 7, 7]] * 2]
+    assert mask.tolist() == [[[True, False, False]] * 2, [[True] * 3] * 2] and mask.dtype == torch.bool
+    assert logprobs.tolist() == [[[-1, 0, 0]] * 2, [[-1, -1, -1]] * 2]
+    assert groups[0].mask.shape == (2, 1)
 
 
 def test_sampler_is_the_inverse_transform_by_hand():

@@ -16,7 +16,7 @@ import policy as policies
 import train
 from grpo import group_advantages
 from judge import TaxonomyJudge
-from reward import Category
+from reward import Category, speciarl_rewards
 from rollout import sample
 
 ROOT = Path(train.__file__).parent
@@ -95,7 +95,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, checkpoint, tree_judg
     code = "import torch; torch.set_num_threads(1); import train; train.main()"
 
     def start(out, *more):
-        command = arguments(tmp_path, checkpoint, tree_judge, "--steps", "6")
+        command = arguments(tmp_path, checkpoint, tree_judge, "--steps", "6", "--warmup", "6")
         command[command.index("--out") + 1] = str(out)
         return subprocess.Popen([sys.executable, "-c", code, *(more or command)], cwd=ROOT,
                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -122,6 +122,27 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, checkpoint, tree_judg
         assert all(torch.equal(torch.as_tensor(a["optimizer"]["state"][i][k]), torch.as_tensor(v))
                    for k, v in moments.items())
     assert (tmp_path / "part" / "eval.json").read_text() == (tmp_path / "whole" / "eval.json").read_text()
+
+
+def test_state_is_whole_or_not_at_all(tmp_path, policy, monkeypatch):
+    """A kill in the middle of a save leaves the state before, and the logs are cut back to it; without any
+    state there are no logs."""
+    optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad])
+    train.append(tmp_path / "log.jsonl", [{"step": 0}])
+    assert train.load_state(tmp_path, policy, optimizer) == -1 and not (tmp_path / "log.jsonl").exists()
+    train.append(tmp_path / "log.jsonl", [{"step": 1}])
+    train.save_state(tmp_path, policy, optimizer, train.Config(), 1)
+    train.append(tmp_path / "log.jsonl", [{"step": 2}])
+
+    def torn(state, file):
+        file.write(b"half a state")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.torch, "save", torn)
+    with pytest.raises(KeyboardInterrupt):
+        train.save_state(tmp_path, policy, optimizer, train.Config(), 2)
+    assert train.load_state(tmp_path, policy, optimizer) == 1
+    assert lines(tmp_path / "log.jsonl") == [{"step": 1}]
 
 
 def test_changed_setting_is_refused_with_the_difference(tmp_path, checkpoint, tree_judge, capsys):
@@ -156,10 +177,10 @@ def test_ctrl_c_saves_the_last_whole_step(tmp_path, checkpoint, tree_judge, monk
 # ---- the update
 
 
-def rollouts(policy, n=4, images=4):
-    sizes = [(112, 84), (56, 56), (84, 112), (84, 84)] * 2
+def rollouts(policy, n=4, images=4, temperature=1.0):
+    sizes = [(112, 84), (56, 56), (56, 168), (84, 84)] * 2
     return sample(policy, tiny.pictures(*sizes[:images]), [f"i{k}" for k in range(images)], "what?", n,
-                  max_new_tokens=10)
+                  temperature=temperature, max_new_tokens=10)
 
 
 def updated(policy, groups, advantages, **settings):
@@ -196,17 +217,21 @@ def test_one_times_eight_equals_four_times_two(policy, loss):
         assert figures == pytest.approx(stats, abs=1e-5)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.7])
 @pytest.mark.parametrize("loss", list(train.LOSSES))
-def test_the_steps_denominator_against_plain_formulas(policy, loss):
-    """The whole step's policy gradient, each loss written out: at ratio 1 the loss per token is -A *
-    ratio."""
+def test_the_steps_denominator_against_plain_formulas(policy, loss, beta):
+    """The whole step's gradient, each loss written out: at ratio 1 the loss per token is -A * ratio, plus
+    beta * k3 under the same denominator."""
     groups = rollouts(policy)
     advantages = torch.tensor([[1.0, -1, 0.5, 0], [0, 0, 0, 0], [2.0, 0, 0, -2], [-1.0, 1, 1, -1]])
-    moved, _ = updated(policy, groups, advantages, loss=loss, micro_batch=1, beta=0.0, lr=1.0)
+    moved, _ = updated(policy, groups, advantages, loss=loss, micro_batch=1, beta=beta, lr=1.0)
     completions, mask, _ = (x.flatten(0, 1) for x in train.stack(groups, policy.pad_id))
-    logprobs = policies.completion_logprobs(policy, [g.prompt for g in groups], completions, mask,
-                                            shared=False)
-    rows = (logprobs * mask).sum(1) * advantages.flatten()
+    args = policy, [g.prompt for g in groups], completions, mask
+    logprobs = policies.completion_logprobs(*args, shared=False)
+    with torch.no_grad(), policies.adapters_off(policy.model):
+        reference = policies.completion_logprobs(*args, shared=False)
+    d = reference - logprobs
+    rows = ((advantages.flatten()[:, None] * logprobs - beta * (d.exp() - d - 1)) * mask).sum(1)
     total = rows.sum() / {"grpo": mask.sum(), "dapo": mask.sum(), "dr_grpo": 16 * 10}[loss]
     total.backward()
     expected = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
@@ -214,6 +239,54 @@ def test_the_steps_denominator_against_plain_formulas(policy, loss):
     expected *= min(1.0, 1.0 / float(expected.norm()))
     policy.model.zero_grad()
     assert (moved - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_each_minibatch_has_its_own_denominator_clipping_and_gradient(policy):
+    """Two minibatches at a rate so small that the second still has ratio 1: the figures and the sum of both
+    steps by hand. In float64; advantages large enough for the clipping to bite in the second."""
+    policy.model.double()
+    groups, lr = rollouts(policy), 1e-7
+    groups[2].logprobs = groups[2].logprobs + 5  # the gap is measured where the policy is the sampler's
+    advantages = torch.tensor([[0.01, -0.01, 0, 0], [0, 0, 0, 0.01], [9.0, 0, 0, -9], [-1.0, 1, 1, -1]])
+    moved, stats = updated(policy, groups, advantages, loss="dapo", minibatch=2, micro_batch=1, lr=lr)
+    expected, norms, losses = 0, [], []
+    for k in (0, 2):
+        completions, mask, _ = (x.flatten(0, 1) for x in train.stack(groups[k:k + 2], policy.pad_id))
+        prompts = [g.prompt for g in groups[k:k + 2]]
+        logprobs = policies.completion_logprobs(policy, prompts, completions, mask)
+        weights = advantages[k:k + 2].flatten()[:, None] * mask / mask.sum()
+        policy.model.zero_grad()
+        (logprobs * weights).sum().backward()
+        gradient = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
+        norms.append(float(gradient.norm()))
+        losses.append(-float(weights.sum()))
+        expected = expected + gradient * min(1.0, 1.0 / norms[-1])
+    policy.model.zero_grad()
+    assert norms[0] < 0.9 and norms[1] > 1.1
+    assert (moved / lr - expected).norm() < 1e-3 * expected.norm()
+    assert stats["policy/grad_norm"] == pytest.approx(sum(norms) / 2, rel=1e-3)
+    assert stats["policy/loss"] == pytest.approx(sum(losses) / 2, rel=1e-3)
+    assert stats["policy/logprob_gap"] < 1e-4 and stats["policy/ratio_max"] == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("loss, settings", [
+    ("grpo", (0.2, 0.2, 3.0)), ("dr_grpo", (0.2, 0.2, 3.0)), ("dapo", (0.2, 0.28, 10.0))])
+def test_clips_of_each_loss_reach_the_formula(policy, monkeypatch, loss, settings):
+    seen, real = [], train.policy_loss
+    monkeypatch.setattr(train, "policy_loss", lambda *args: seen.append(args[4:]) or real(*args))
+    updated(policy, rollouts(policy, images=2), torch.ones(2, 4), loss=loss)
+    assert set(seen) == {settings}
+
+
+def test_the_update_changes_none_of_its_inputs(policy):
+    """A mask or a label written through a view rescales a later minibatch's loss."""
+    groups = rollouts(policy)
+    advantages = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    inputs = [advantages] + [x for g in groups for x in (
+        g.completions, g.mask, g.logprobs, g.prompt.ids, g.prompt.embeds, g.prompt.positions)]
+    kept = [x.clone() for x in inputs]
+    updated(policy, groups, advantages, minibatch=2, micro_batch=1)
+    assert all(torch.equal(a, b) for a, b in zip(inputs, kept))
 
 
 def test_groups_of_equal_rewards_cost_nothing_without_kl(policy, monkeypatch):
@@ -261,12 +334,14 @@ def test_a_poisoned_gradient_is_skipped_and_named(policy, capsys):
     assert "update skipped" in capsys.readouterr().err
 
 
-def test_reference_is_the_base_not_the_policy(policy):
-    """KL against the adapters-off model, by its formula."""
-    groups = rollouts(policy)
-    _, stats = updated(policy, groups, torch.zeros(4, 4), micro_batch=4)
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_reference_is_the_base_not_the_policy(policy, temperature):
+    """KL against the adapters-off model, by its formula; policy, reference and sampler at one temperature."""
+    groups = rollouts(policy, temperature=temperature)
+    _, stats = updated(policy, groups, torch.zeros(4, 4), micro_batch=4, temperature=temperature)
     completions, mask, _ = (x.flatten(0, 1) for x in train.stack(groups, policy.pad_id))
-    args = policy, [g.prompt for g in groups], completions, mask
+    args = policy, [g.prompt for g in groups], completions, mask, temperature
+    assert stats["policy/logprob_gap"] < 1e-5 and stats["policy/kl_clamped"] == 0
     with torch.no_grad():
         new = policies.completion_logprobs(*args)
         with policies.adapters_off(policy.model):
@@ -277,6 +352,57 @@ def test_reference_is_the_base_not_the_policy(policy):
 
 
 # ---- the loop
+
+
+def test_settings_reach_the_step(tmp_path, checkpoint, tree_judge, monkeypatch):
+    """Two steps away from every default: what the update is given, by hand from the files."""
+    steps, asked = [], []
+    update, ask = train.update, train.ask
+
+    def recorded(policy, optimizer, groups, advantages, config):
+        group, = optimizer.param_groups
+        steps.append((groups, advantages, {k: group[k] for k in ("lr", "betas", "weight_decay")}))
+        return update(policy, optimizer, groups, advantages, config)
+
+    monkeypatch.setattr(train, "update", recorded)
+    monkeypatch.setattr(train, "ask", lambda *args, **kwargs: asked.append(kwargs) or ask(*args, **kwargs))
+    run = train.main(arguments(
+        tmp_path, checkpoint, tree_judge, "--loss", "dr_grpo", "--temperature", "0.7", "--quorum", "1",
+        "--malformed", "-2", "--warmup", "4", "--betas", "0.8", "0.7", "--weight-decay", "0.3", "--seed", "5",
+        "--lora-alpha", "12", "--steps", "2"))
+    log, samples = lines(run / "log.jsonl")[1:], lines(run / "samples.jsonl")
+    assert len(steps) == 2 and [k["seed"] for k in asked] == [5, 5]
+    assert len({k["stream"] for k in asked}) == 2  # new random numbers each step
+    for step, ((groups, advantages, optimizer), line) in enumerate(zip(steps, log), start=1):
+        mine = [s for s in samples if s["step"] == step]
+        assert [g.id for g in groups] == [s["id"] for s in mine]
+        for s, row in zip(mine, advantages.tolist()):
+            categories = [None if c == "malformed" else Category[c.upper().replace(" ", "_")]
+                          for c in s["categories"]]
+            assert s["rewards"] == speciarl_rewards(categories, quorum=1, malformed=-2.0)
+            assert row == pytest.approx([r - np.mean(s["rewards"]) for r in s["rewards"]], abs=1e-6)
+        assert optimizer == {"lr": 1e-3 * step / 4, "betas": (0.8, 0.7), "weight_decay": 0.3}
+        assert line["lr"] == optimizer["lr"] and line["policy/logprob_gap"] < 1e-5
+        assert line["length"] == np.mean([g.mask.sum() / 8 for g in groups])
+        assert line["truncated"] == np.mean([g.truncated / 8 for g in groups])
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["lora_alpha"] == 12
+
+
+def test_noise_is_drawn_anew_for_each_step_and_image():
+    verdicts, config = [Category.GENERIC] * 40, train.Config(noise=0.5)
+    other = train.Config(noise=0.5, seed=1)
+    draws = [train.with_noise(verdicts, c, step, image)
+             for c, step, image in ((config, 1, "a"), (config, 2, "a"), (config, 1, "b"), (other, 1, "a"))]
+    assert all(a != b for i, a in enumerate(draws) for b in draws[:i])
+    assert train.with_noise(verdicts, config, 1, "a") == draws[0]
+
+
+def test_validation_images_are_not_trained_on(tmp_path):
+    trees.cub(tmp_path)
+    config = train.Config(data="cub", root=str(tmp_path), limit=9, images_per_step=4)
+    examples, validation, tests = train.load_data(config)
+    sets = [{e.id for e in part} for part in (examples, validation["cub"], tests["cub"])]
+    assert len(examples) == 9 and sets[1] and all(not a & b for i, a in enumerate(sets) for b in sets[:i])
 
 
 def test_an_epoch_visits_every_image_once_in_its_own_order():
