@@ -241,10 +241,10 @@ def run(args) -> None:
     if args.temperature is not None and args.temperature < 0:
         raise ValueError(f"--temperature must not be negative, got {args.temperature}")
     names = [] if args.image else args.data.split(",")
-    toys = bool(names) and is_toy(names)
     bases = [adapter_base(a) for a in args.adapter if a != "none"]
-    toys = toys or bool(args.image) and args.model == "toy"
-    model = args.model or next(filter(None, bases), None) or ("toy" if toys else MODEL)
+    model = args.model or next(filter(None, bases), None) or ("toy" if names and is_toy(names) else MODEL)
+    # the embedded world's policy has a vocabulary, and so prompts, of its own
+    toys = is_toy(names) if names else model == "toy" or Path(model).name.startswith("toy-base-seed")
     temperature = (1.0 if args.n > 1 else 0.0) if args.temperature is None else args.temperature
     question = question_for(args.prompt, ["toy"] if toys else ["real"])
     limits = {"max_new_tokens": 16 if toys else args.max_new_tokens}

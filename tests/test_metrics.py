@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from metrics import average, best_of_n, bootstrap, harmonic_mean, intervals, summarize
+from metrics import average, best_of_n, bootstrap, group_figures, harmonic_mean, intervals, summarize
 from reward import Category
 
 W, A, G, L, S, M = Category
@@ -20,6 +20,21 @@ def test_the_paper_s_worked_figures():
     assert (s.correctness, s.specificity) == (.8, .78125)
     assert s.harmonic_mean == pytest.approx(.7905, abs=5e-5)
     assert best_of_n([[G, L, G, A, S]]) == [S]
+
+
+def test_group_figures_by_hand():
+    """Twelve answers: 2 Specific, 9 Wrong (3 of them beat a malformed one), 1 malformed; one group of three has
+    equal rewards."""
+    groups, rewards = [[S, W, W, S], [None, W, W, W], [W] * 4], [[1, 0, 0, 1], [-1, 0, 0, 0], [0] * 4]
+    figures = group_figures(groups, rewards, [[1, -1, -1, 1], [-1.5, .5, .5, .5], [0] * 4])
+    want = {"reward": 1 / 12, "correctness": 1 / 6, "specificity": 1, "hm": 2 / 7, "malformed": 1 / 12,
+            "dead_groups": 1 / 3, "wrong_positive": 1 / 3, "share/wrong": 3 / 4, "share/specific": 1 / 6,
+            "bar/abstain": 2 / 3, "bar/specific": 1 / 3}
+    zero = {f"share/{c.label}": 0 for c in (A, G, L, M)} | {"bar/generic": 0, "bar/less specific": 0}
+    assert figures == pytest.approx(want | zero)
+    one = [[S, S, W, W]], [[1, 1, 0, 0]], [[1, 1, -1, -1]]
+    assert group_figures(*one)["wrong_positive"] == 0
+    assert group_figures(*one, quorum=1)["bar/abstain"] == 1
 
 
 def test_malformed_counts_as_wrong_and_errors_stay_outside():

@@ -254,6 +254,18 @@ def test_shared_prompt_equals_plain_path_in_value_and_gradient(policy, dtype, to
         assert (grad - results[0][1]).norm() <= tolerance * results[0][1].norm()
 
 
+def test_a_prompt_is_scored_once_for_all_its_completions(policy):
+    """What sharing is for: the N rows hold completions only."""
+    prompts = encode(policy, tiny.pictures((84, 84)), "what is it?")
+    ids, mask = completions(policy, 4)
+    seen = []
+    handle = policy.model.get_decoder().layers[0].register_forward_pre_hook(
+        lambda module, args: seen.append(tuple(args[0].shape[:2])))
+    completion_logprobs(policy, prompts, ids, mask)
+    handle.remove()
+    assert seen == [(1, len(prompts[0])), (4, int(mask.sum(1).max()) - 1)]
+
+
 def test_one_by_one_and_single_tokens(policy):
     prompts = encode(policy, tiny.pictures(*SIZES), "what is it?")
     ids, mask = completions(policy, 8)

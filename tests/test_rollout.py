@@ -170,7 +170,8 @@ def test_prompt_is_forwarded_once_and_decoding_reads_one_token_at_a_time(policy)
     handles = [decoder.register_forward_pre_hook(
         lambda m, a, k: seen.append(tuple(k["inputs_embeds"].shape[:2])), with_kwargs=True),
         tower.register_forward_pre_hook(lambda m, a, k: vision.append(len(a[0])), with_kwargs=True)]
-    policy.model.train()  # a forgotten train mode must not cost the cache
+    policy.model.train()  # neither a forgotten train mode nor HF's checkpointing must cost the cache
+    policy.model.gradient_checkpointing_enable()
     group = sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 4, temperature=0, max_new_tokens=5)[0]
     for handle in handles:
         handle.remove()

@@ -321,6 +321,10 @@ def test_second_minibatch_is_off_policy_and_the_first_is_not(policy):
     assert one["policy/clipfrac"] == 0 and one["policy/ratio_max"] == pytest.approx(1)
     _, two = updated(policy, groups, advantages, minibatch=2, micro_batch=2, lr=50.0)
     assert two["policy/clipfrac"] > 0.05 and two["policy/ratio_max"] > 1.2 and two["policy/approx_kl"] > 0
+    for order in ([0, 1, 2, 3], [0, 1, 3, 2]):  # each micro-batch counts, whichever is the last
+        _, split = updated(policy, [groups[i] for i in order], advantages[order], minibatch=2, micro_batch=1,
+                           lr=50.0)
+        assert split == pytest.approx(two, rel=0.02, abs=1e-4)
     _, still = updated(policy, groups, advantages, minibatch=2, micro_batch=2, lr=1e-12)
     assert still["policy/clipfrac"] == 0 and still["policy/ratio_max"] == 1.0
 
@@ -342,6 +346,7 @@ def test_reference_is_the_base_not_the_policy(policy, temperature):
     completions, mask, _ = (x.flatten(0, 1) for x in train.stack(groups, policy.pad_id))
     args = policy, [g.prompt for g in groups], completions, mask, temperature
     assert stats["policy/logprob_gap"] < 1e-5 and stats["policy/kl_clamped"] == 0
+    assert stats["policy/loss"] == 0  # the KL stands beside it, not in it
     with torch.no_grad():
         new = policies.completion_logprobs(*args)
         with policies.adapters_off(policy.model):
