@@ -23,8 +23,8 @@ def test_the_paper_s_worked_figures():
 
 
 def test_group_figures_by_hand():
-    """Twelve answers: 2 Specific, 9 Wrong (3 of them beat a malformed one), 1 malformed; one group of three has
-    equal rewards."""
+    """Twelve answers: 2 Specific, 9 Wrong (3 of them beat a malformed one), 1 malformed; one group of three
+    has equal rewards."""
     groups, rewards = [[S, W, W, S], [None, W, W, W], [W] * 4], [[1, 0, 0, 1], [-1, 0, 0, 0], [0] * 4]
     figures = group_figures(groups, rewards, [[1, -1, -1, 1], [-1.5, .5, .5, .5], [0] * 4])
     want = {"reward": 1 / 12, "correctness": 1 / 6, "specificity": 1, "hm": 2 / 7, "malformed": 1 / 12,

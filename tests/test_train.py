@@ -224,7 +224,8 @@ def test_the_steps_denominator_against_plain_formulas(policy, loss, beta):
     beta * k3 under the same denominator."""
     groups = rollouts(policy)
     advantages = torch.tensor([[1.0, -1, 0.5, 0], [0, 0, 0, 0], [2.0, 0, 0, -2], [-1.0, 1, 1, -1]])
-    moved, _ = updated(policy, groups, advantages, loss=loss, micro_batch=1, beta=beta, lr=1.0)
+    moved, _ = updated(policy, groups, advantages, loss=loss, micro_batch=1, beta=beta, lr=1.0,
+                       max_new_tokens=12)  # what is allowed, not the longest completion (10), is the length
     completions, mask, _ = (x.flatten(0, 1) for x in train.stack(groups, policy.pad_id))
     args = policy, [g.prompt for g in groups], completions, mask
     logprobs = policies.completion_logprobs(*args, shared=False)
@@ -232,7 +233,7 @@ def test_the_steps_denominator_against_plain_formulas(policy, loss, beta):
         reference = policies.completion_logprobs(*args, shared=False)
     d = reference - logprobs
     rows = ((advantages.flatten()[:, None] * logprobs - beta * (d.exp() - d - 1)) * mask).sum(1)
-    total = rows.sum() / {"grpo": mask.sum(), "dapo": mask.sum(), "dr_grpo": 16 * 10}[loss]
+    total = rows.sum() / {"grpo": mask.sum(), "dapo": mask.sum(), "dr_grpo": 16 * 12}[loss]
     total.backward()
     expected = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
     # clipped at 1; a step of SGD goes down the loss -total
