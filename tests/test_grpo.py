@@ -383,6 +383,7 @@ def test_masked_mean():
 def test_no_function_changes_its_inputs():
     """FIELD.md, bug 1: a write through a view rescales a later loss."""
     new, old, advantages, mask = random_step()
+    mask = mask.bool()  # as train.py gives it: of a float one the functions would only spoil their own copy
     hidden, weight, targets = torch.randn(8, 6, 4), torch.randn(7, 4), torch.randint(7, (8, 6))
     ban, logits, rewards = torch.arange(7) == 2, torch.randn(8, 6, 7), torch.rand(2, 4)
     tensors = [new, old, advantages, mask, hidden, weight, targets, ban, logits, rewards]

@@ -343,11 +343,13 @@ def test_a_poisoned_gradient_is_skipped_and_named(policy, capsys):
 def test_reference_is_the_base_not_the_policy(policy, temperature):
     """KL against the adapters-off model, by its formula; policy, reference and sampler at one temperature."""
     groups = rollouts(policy, temperature=temperature)
+    for group in groups:  # a known gap, in the answers only
+        group.logprobs = group.logprobs + 0.25 * group.mask
     _, stats = updated(policy, groups, torch.zeros(4, 4), micro_batch=4, temperature=temperature)
     completions, mask, _ = (x.flatten(0, 1) for x in train.stack(groups, policy.pad_id))
     args = policy, [g.prompt for g in groups], completions, mask, temperature
-    assert stats["policy/logprob_gap"] < 1e-5 and stats["policy/kl_clamped"] == 0
-    assert stats["policy/loss"] == 0  # the KL stands beside it, not in it
+    assert stats["policy/logprob_gap"] == pytest.approx(0.25, abs=1e-5) and not mask.all()
+    assert stats["policy/kl_clamped"] == 0 and stats["policy/loss"] == 0  # the KL stands beside it, not in it
     with torch.no_grad():
         new = policies.completion_logprobs(*args)
         with policies.adapters_off(policy.model):
