@@ -27,13 +27,14 @@ from tqdm import tqdm
 import data
 import policy as policies
 import toy
-from judge import JUDGE_ERROR, Judge, LLMJudge, TaxonomyJudge, judge_groups
+from judge import JUDGE_ERROR, Judge, TaxonomyJudge, add_arguments, judge_groups, open_judge
 from metrics import Summary, average, best_of_n, intervals, summarize
 from policy import adapters_off
 from reward import Category
 from rollout import PROMPTS, Group, sample
 
 MODEL, JUDGE = "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen3-4B-Instruct-2507"
+VERDICTS = "~/.cache/speciarl/verdicts.sqlite"
 TOY_SETS = [f"toy-{domain}" for domain in toy.DOMAINS]
 
 # ------------------------------------------------------------------------------------------------------------
@@ -52,17 +53,27 @@ def question_for(prompt: str, names: list[str]) -> str:
     return prompts[prompt]
 
 
-def load_judge(name: str, mode: str = "choice", device="cpu") -> Judge:
-    """"taxonomy" (the embedded world's tree), a taxonomy's JSON file, or a chat model from a folder or the
-    hub."""
+def load_judge(name: str, options=None, device="cpu") -> Judge:
+    """"taxonomy" (the embedded world's tree), or what judge.open_judge knows. options: the command line's
+    judge_... settings."""
     if name == "taxonomy":
         return TaxonomyJudge(toy.parents())
-    if name.endswith(".json"):
-        return TaxonomyJudge.from_json(name)
-    try:
-        return LLMJudge.load(name, device, mode=mode)
-    except (OSError, ValueError) as e:
-        raise OSError(f"cannot load the judge {name!r}: {str(e).splitlines()[0]}") from None
+    if options is None:
+        return open_judge(name, device=device)
+    cache = None if options.judge_cache == "none" else Path(options.judge_cache).expanduser()
+    return open_judge(name, options.judge_model, options.judge_mode, options.judge_prompt,
+                      options.judge_key_file, cache, device)
+
+
+class JudgeFailed(Exception):
+    """Too large a share of verdicts is missing to go on."""
+
+
+def trust(judge: Judge, failed: int, total: int, most: float, what: str) -> None:
+    """Raises JudgeFailed where more than the share `most` has no verdict."""
+    if failed > most * total:
+        why = getattr(judge, "last_error", "")
+        raise JudgeFailed(f"the judge failed on {failed} of {total} {what}" + (f" ({why})" if why else ""))
 
 
 def load_policy(name: str, seed: int = 0, **kwargs) -> policies.Policy:
@@ -220,7 +231,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--temperature", type=float, help="default: 0 (greedy) for n = 1, else 1")
     p.add_argument("--judge", help="chat model, taxonomy.json, or taxonomy (default: taxonomy for the "
                                    f"embedded world, else {JUDGE})")
-    p.add_argument("--judge-mode", default="choice", choices=("choice", "generate"))
+    add_arguments(p)
+    p.add_argument("--judge-cache", default=VERDICTS, help="file of remembered verdicts, or none")
     p.add_argument("--max-new-tokens", type=int, default=512)
     p.add_argument("--max-pixels", type=int, default=512 * 28 * 28, help="larger images are scaled down")
     p.add_argument("--rows", type=int, default=256, help="answers decoded at a time (memory)")
@@ -258,7 +270,7 @@ def run(args) -> None:
             answer_pictures(policy, args.image, question, args.n, temperature, seed=args.seed, **limits)
             continue
         judge_name = args.judge or ("taxonomy" if toys else JUDGE)
-        judge = judge or load_judge(judge_name, args.judge_mode, policy.device)
+        judge = judge or load_judge(judge_name, args, policy.device)
         title, document[adapter], summaries = "base" if adapter == "none" else adapter, {}, []
         for name, examples in sets.items():
             result = evaluate(policy, judge, examples, question, args.n, temperature, seed=args.seed,

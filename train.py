@@ -31,8 +31,8 @@ import torch
 from tqdm import tqdm
 
 import data
-from evaluate import (JUDGE, MODEL, TOY_SETS, ask, before_and_after, category_name, comparison, evaluate,
-                      is_toy, load_judge, load_policy, question_for, write_json)
+from evaluate import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, ask, before_and_after, category_name,
+                      comparison, evaluate, is_toy, load_judge, load_policy, question_for, trust, write_json)
 from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, masked_mean, policy_loss
 from judge import JUDGE_ERROR, judge_groups
 from metrics import average, group_figures
@@ -63,9 +63,14 @@ class Config:
     root: str | None = option(None, "folder of the datasets (default: data)")
     limit: int | None = option(3000, "training images a dataset, a random subset by seed 42", "official")
     model: str = option(MODEL, "checkpoint: folder or hub name", "official")
-    judge: str = option(JUDGE, "chat model, taxonomy.json, or taxonomy", "official: Qwen3-30B-A3B")
+    judge: str = option(JUDGE, "chat model, http://server, taxonomy.json, taxonomy", "official: 30B-A3B")
+    judge_model: str | None = option(None, "the model's name on a judge server")
     judge_mode: str = option("choice", "likelihood of the six categories, or read the judge's words",
                              "official: choice", choices=("choice", "generate"))
+    judge_prompt: str | None = option(None, "short, detailed or a text file; None: by the judge's size")
+    judge_key_file: str | None = option(None, "file with the server's key; None: JUDGE_API_KEY")
+    judge_cache: str = option(VERDICTS, "file of remembered verdicts, or none", "official: Redis")
+    max_judge_errors: float = option(0.5, "share of groups without a verdict at which the run stops")
     prompt: str = option("base", "the question: base, specific, ...", "official: base")
     n: int = option(8, "answers an image (N)", "official: 10")
     images_per_step: int = option(256, "images a step", "official")
@@ -127,7 +132,7 @@ def flag(name: str) -> str:
 
 
 def parse_config(argv: list[str] | None = None) -> tuple[Config, Path | None]:
-    """The resolved configuration, and the folder to resume if any. Raises ValueError for impossible settings."""
+    """The resolved configuration, and the folder to resume if any. Raises ValueError for what can't be."""
     given = vars(parser().parse_args(argv))
     folder = given.pop("resume")
     if "betas" in given:
@@ -159,7 +164,7 @@ MUST = {name: (lambda v: v >= 1, "at least 1") for name in (
     "eval_limit")}
 MUST |= {"n": (lambda v: v >= 2, "at least 2: a group of one has nothing to compare itself with")}
 MUST |= {name: (lambda v: v > 0, "above 0") for name in ("lr", "temperature")}
-MUST |= {name: (lambda v: 0 <= v <= 1, "in [0, 1]") for name in ("quorum", "noise")}
+MUST |= {name: (lambda v: 0 <= v <= 1, "in [0, 1]") for name in ("quorum", "noise", "max_judge_errors")}
 MUST |= {name: (lambda v: v >= 0, "0 or more") for name in (
     "warmup", "weight_decay", "beta", "clip_low", "clip_high", "eval_every")}
 
@@ -347,7 +352,7 @@ def main(argv: list[str] | None = None) -> Path:
         question = question_for(config.prompt, config.data.split(","))
         policy = load_policy(config.model, config.seed, rank=config.lora_rank, alpha=config.lora_alpha,
                              max_pixels=config.max_pixels)
-        judge = load_judge(config.judge, config.judge_mode, policy.device)
+        judge = load_judge(config.judge, config, policy.device)
     except (ValueError, OSError, torch.cuda.OutOfMemoryError) as e:
         sys.exit(f"train.py: {(str(e).splitlines() or [type(e).__name__])[0]}")
     steps = config.steps or config.epochs * (len(examples) // config.images_per_step)
@@ -362,6 +367,8 @@ def main(argv: list[str] | None = None) -> Path:
     def validate() -> dict[str, float]:
         sums = [evaluate(policy, judge, v, question, max_new_tokens=config.max_new_tokens,
                          label=f"validate {name}")["summary"] for name, v in validation.items() if v]
+        for s in sums:
+            trust(judge, s.judge_errors, s.n + s.judge_errors, config.max_judge_errors, "validation answers")
         return {f"val/{k}": v for k, v in average(sums).items()} if sums else {}
 
     bar = tqdm(total=steps, initial=max(done, 0), desc="train", unit="step", dynamic_ncols=True)
@@ -381,6 +388,8 @@ def main(argv: list[str] | None = None) -> Path:
             # a rung for each answer; a group that the judge failed on leaves the step whole
             judged = judge_groups(judge, [e.label for e in read], [g.answers for g in groups])
             judge_seconds = time.perf_counter() - sampled
+            trust(judge, sum(JUDGE_ERROR in c for c in judged), len(judged), config.max_judge_errors,
+                  f"groups of step {step}")
             whole = [i for i, categories in enumerate(judged) if JUDGE_ERROR not in categories]
             kept = [groups[i] for i in whole]
             categories = [with_noise(judged[i], config, step, groups[i].id) for i in whole]
@@ -400,6 +409,8 @@ def main(argv: list[str] | None = None) -> Path:
             updated = time.perf_counter()
             tokens = sum(int(g.mask.sum()) for g in groups)
             answers = max(1, len(groups) * config.n)
+            if hasattr(judge, "hits"):  # of all distinct pairs so far
+                line["cache/hit_rate"] = judge.hits / max(1, judge.hits + judge.misses)
             line |= {"length": tokens / answers, "truncated": sum(g.truncated for g in groups) / answers,
                      "time/rollout": sampled - start, "time/judge": judge_seconds,
                      "time/update": updated - updating, "time/step": updated - start,
@@ -428,6 +439,9 @@ def main(argv: list[str] | None = None) -> Path:
             load_state(run, policy, optimizer)  # a half-done step is not kept
             save_adapter(policy.model, run / "adapter", policy.name)
         sys.exit(f"stopped; the last whole step is saved: python train.py --resume {run}")
+    except JudgeFailed as e:
+        bar.close()
+        sys.exit(f"train.py: {e}; nothing was learned from it. Go on with python train.py --resume {run}")
     except torch.cuda.OutOfMemoryError:
         bar.close()
         sys.exit("train.py: out of GPU memory; the last whole step is saved. Lower --micro-batch, "

@@ -36,7 +36,8 @@ def arguments(tmp_path, checkpoint, judge, *more) -> list[str]:
     return ["--data", "cub", "--n", "8", "--root", str(tmp_path), "--model", str(checkpoint),
             "--judge", str(judge), "--limit", "6", "--images-per-step", "4", "--minibatch", "2",
             "--steps", "3", "--max-new-tokens", "32", "--max-pixels", "6272", "--lora-rank", "8",
-            "--lr", "1e-3", "--eval-every", "2", "--eval-limit", "3", "--out", str(tmp_path / "run"), *more]
+            "--lr", "1e-3", "--eval-every", "2", "--eval-limit", "3", "--judge-cache", "none",
+            "--out", str(tmp_path / "run"), *more]
 
 
 @pytest.fixture
@@ -452,11 +453,25 @@ def test_judge_errors_take_their_group_out_and_are_counted(tmp_path, checkpoint,
     assert all(line["images"] + line["judge_errors"] == 4 for line in log)
 
 
-def test_a_judge_that_always_fails_teaches_nothing(tmp_path, checkpoint, monkeypatch):
-    monkeypatch.setattr(train, "load_judge", lambda *args: lambda pairs: [None] * len(pairs))
-    run = train.main(arguments(tmp_path, checkpoint, "x", "--steps", "2"))
-    state = torch.load(run / "state.pt", weights_only=True)["adapter"]
-    assert all((v == 0).all() for k, v in state.items() if "lora_B" in k)
+def test_a_judge_that_is_gone_stops_the_run_and_resume_goes_on(tmp_path, checkpoint, tree_judge, monkeypatch):
+    """Nothing is learned from missing verdicts; once the judge is back, the run ends as if it had never left."""
+    judge, calls = TaxonomyJudge.from_json(tree_judge), []
+
+    def leaves(pairs):
+        calls.append(1)
+        return [None] * len(pairs) if len(calls) > 2 else judge(pairs)  # validation, step 1, then no more
+
+    monkeypatch.setattr(train, "load_judge", lambda *args: leaves)
+    with pytest.raises(SystemExit, match=r"the judge failed on \d of 4 groups of step 2.*--resume"):
+        train.main(arguments(tmp_path, checkpoint, "x"))
+    run = tmp_path / "run"
+    assert [line["step"] for line in lines(run / "log.jsonl")] == [0, 1]
+    assert torch.load(run / "state.pt", weights_only=True)["step"] == 1
+    monkeypatch.setattr(train, "load_judge", lambda *args: judge)
+    train.main(["--resume", str(run)])
+    whole = arguments(tmp_path, checkpoint, "x")
+    whole[whole.index("--out") + 1] = str(tmp_path / "whole")
+    assert lines(run / "log.jsonl") == lines(train.main(whole) / "log.jsonl")
 
 
 def test_unreadable_images_are_named_and_counted(tmp_path, checkpoint, tree_judge):
