@@ -163,7 +163,7 @@ HEADER = (f"{'':<28} {'correctness':<20}{'specificity':<20}{'harmonic mean':<20}
 
 
 def before_and_after(policy, judge: Judge, tests: dict[str, list], question: str, max_new_tokens: int,
-                     seed: int) -> dict:
+                     seed: int, most_errors: float = 1.0) -> dict:
     """Every test set, greedy and one sample at temperature 1, with the adapters off (the model as it came)
     and on."""
     results = {}
@@ -173,7 +173,9 @@ def before_and_after(policy, judge: Judge, tests: dict[str, list], question: str
                 with adapters_off(policy.model) if when == "before" else nullcontext():
                     result = evaluate(policy, judge, examples, question, 1, temperature, max_new_tokens, seed,
                                       label=f"{when} {name}")
-                results.setdefault(how, {}).setdefault(name, {})[when] = result["summary"].to_json()
+                s = result["summary"]
+                trust(judge, s.judge_errors, s.n + s.judge_errors, most_errors, f"answers to {name}")
+                results.setdefault(how, {}).setdefault(name, {})[when] = s.to_json()
     return results
 
 

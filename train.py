@@ -431,7 +431,8 @@ def main(argv: list[str] | None = None) -> Path:
                             | {k: line[k] for k in ("judge_errors", "unreadable") if line[k]})
         bar.close()
         save_adapter(policy.model, run / "adapter", policy.name)
-        results = before_and_after(policy, judge, tests, question, config.max_new_tokens, config.seed)
+        results = before_and_after(policy, judge, tests, question, config.max_new_tokens, config.seed,
+                                   config.max_judge_errors)
         write_json(run / "eval.json", results)
     except KeyboardInterrupt:
         bar.close()

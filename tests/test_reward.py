@@ -174,6 +174,7 @@ def test_reward_runs_as_a_script():
     (["reward"], "import reward; assert not {m.split('.')[0] for m in sys.modules} - sys.stdlib_module_names "
                  "- {'reward', '__main__'} - {m.split('.')[0] for m in before}"),
     (["grpo"], "import grpo"),
+    (["data"], "import data; assert not {'torch', 'transformers', 'toy'} & set(sys.modules)"),
     (["reward", "metrics"], "import metrics; print(metrics.summarize([4, None]))"),
     (["reward", "judge"], "import judge; assert 'torch' not in sys.modules and "
                           "'transformers' not in sys.modules; judge.TaxonomyJudge({'a': 'b'})([('a', 'b')])"),
