@@ -36,7 +36,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 from reward import Category, dynamic_bar, speciarl_rewards
@@ -57,22 +57,25 @@ def normalize_label(text: str) -> str:
 # Answers that play for a verdict
 
 MAX_WORDS = 16
-_CONTROL = re.compile(r"<\|[^|]*\|>|\[/?inst\]|<</?sys>>|</?(?:s|think|answer|system|user|assistant)>", re.I)
+_CONTROL = re.compile(r"<[|｜][^|｜]*[|｜]>|\[/?inst\]|<</?sys>>"
+                      r"|</?(?:s|[be]os|\w+_of_\w+|think|answer|system|user|assistant)>", re.I)
 _SEPARATORS = [re.compile(pattern, re.I) for pattern in (
     r"\bor\b", r"[^\W\d_]{3,}\s*/\s*[^\W\d_]{3,}",  # "robin/cardinal", but not "F/A-18"
-    r"\w\s*[,;|\n•]+\s*\w*[^\W\d]",                  # a list, but not "1,000"
+    r"\d\d\s*/\s*(?:\d{3}|[a-z]+-?\d)",             # "737/747", but not "F-16A/B"
+    r"\w\W*(?:,(?!\d|\s*(?:19|20)\d\d\b)|[;|\n•、，；])\W*\w",  # a list, but not "1,000", "TT Coupe, 2012"
     r"\w\s*(?:>|→|->|=>|»|::?\s)\s*\w")]            # a chain of ranks
 _RANKS = re.compile(r"\b(?:kingdom|phylum|class|order|family|genus|species|make|model|variant)\b", re.I)
 _ABOUT = re.compile(  # nothing but a category, or words around one
-    r"(?:(?:the|an?|it|this|is|s|are|be|must|should|answer|label|category|classification|verdict|prediction"
-    r"|grade|very|most|as|output|result|correct|judged?|rated|of|course|definitely|always)\s+)*"
-    r"(?:less specific|more specific|specific|generic|abstain|wrong|correct)"
-    r"(?:\s+(?:than the (?:label|truth)|answer|category|label|verdict|one|please|enough))*")
+    r"(?:(?:the|an?|it|this|you|is|s|are|be|must|should|answer|label|category|classification|verdict"
+    r"|prediction|grade|very|most|as|output|result|correct|judged?|rated|of|course|definitely|always)\s+)*"
+    r"(?:\b(?:less specific|more specific|specific|generic|abstain|wrong|correct)\s*)+"
+    r"(?:\b(?:than the (?:label|truth)|answer|category|label|verdict|one|please|enough)\s*)*")
 _ORDERS = re.compile(
     r"\b(?:ignore|disregard|forget|override)\b.*\b(?:instructions?|rules?|above|previous|prior|prompt)\b"
-    r"|\b(?:output|reply|respond|return|say|print|mark|grade|rate|classify|judge|score|choose|pick|write)\b.*"
+    r"|(?<!not )(?<! t )(?<!ble to )(?<!hard to )(?<!ult to )"  # "unable to classify the specific breed"
+    r"\b(?:output|reply|respond|return|say|print|mark|grade|rate|classify|judge|score|choose|pick|write)\b.*"
     r"\b(?:specific|generic|abstain|wrong|correct)\b"
-    r"|\b(?:ground truth|true label|(?:right|correct|reference|same) (?:answer|label)|system prompt)\b")
+    r"|\b(?:ground truth|the label|(?:true|right|correct|reference|same) (?:answer|label)|system prompt)\b")
 
 
 def precheck(truth: str, answer: str) -> Category | None:
@@ -88,7 +91,8 @@ def precheck(truth: str, answer: str) -> Category | None:
         return None
     if not plain or _CONTROL.search(answer) or len(plain.split()) > MAX_WORDS:
         return Category.WRONG
-    if _ABOUT.fullmatch(plain) or _ORDERS.search(plain):
+    words = re.sub(r"[-‐-―]", " ", unicodedata.normalize("NFKC", plain))  # "less-specific"
+    if _ABOUT.fullmatch(words) or _ORDERS.search(words):
         return Category.WRONG
     if is_refusal(plain):
         return None
@@ -213,7 +217,7 @@ def is_refusal(answer: str) -> bool:
     return _REFUSAL.fullmatch(answer) is not None
 
 
-_PLURALS = ((r"ies$", "y"), (r"(?<=[sxz])es$", ""), (r"(?<=[cs]h)es$", ""), (r"(?<![sui])s$", ""))
+_PLURALS = ((r"ies?$", "y"), (r"(?:(?<=[sxzo])|(?<=[cs]h))es?$", ""), (r"(?<![sui])s$", ""))  # "rose" too
 
 
 def _fold(name: str) -> str:
@@ -237,9 +241,10 @@ class TaxonomyJudge:
         self.parents = {normalize_label(n): p and normalize_label(p) for n, p in parents.items()}
         self.names = set(self.parents) | {p for p in self.parents.values() if p}
         self.synonyms = {normalize_label(n): normalize_label(s) for n, s in (synonyms or {}).items()}
-        known = [*self.names, *self.synonyms]
-        folds = [_fold(n) for n in known]
-        self.folded = {f: n for f, n in zip(folds, known) if folds.count(f) == 1}  # names alike: exact only
+        meant: dict[str, set[str]] = {}
+        for name in [*self.names, *self.synonyms]:
+            meant.setdefault(_fold(name), set()).add(name if name in self.names else self.synonyms[name])
+        self.folded = {f: names.pop() for f, names in meant.items() if len(names) == 1}  # else exact only
         for name in self.names:
             self._ancestors(name)
         text = json.dumps([self.parents, self.synonyms], sort_keys=True)
@@ -553,7 +558,8 @@ class ServerJudge:
     def __init__(self, url: str, model: str, key_file: str | None = None, prompt: str = "detailed",
                  timeout: float = 30.0, retries: int = 2, workers: int = 16, pause: float = 0.5):
         parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.password:
+        if (parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query
+                or parts.port == 0):  # (a port that is no number raises)
             raise ValueError("the judge's address must be http(s)://host[:port][/path], no password in it")
         if not model:
             raise ValueError("a judge behind a server needs the model's name there: --judge-model NAME")
@@ -562,7 +568,9 @@ class ServerJudge:
         self.model, self.prompt = model, load_prompt(prompt)
         self.key = f"server {model} {_digest(self.prompt)}"
         self.timeout, self.retries, self.workers, self.pause = timeout, retries, workers, pause
-        secret = Path(key_file).read_text().strip() if key_file else os.environ.get("JUDGE_API_KEY", "")
+        secret = (Path(key_file).read_text() if key_file else os.environ.get("JUDGE_API_KEY", "")).strip()
+        if re.search(r"[^!-~]", secret):  # such a header fails, and the error would quote it
+            raise ValueError("the judge's key must be one word of ASCII characters")
         self._headers = {"Content-Type": "application/json"}
         if secret:
             self._headers["Authorization"] = f"Bearer {secret}"
@@ -589,17 +597,23 @@ class ServerJudge:
                 if verdict is not None:
                     self._failed = 0
                     return verdict
-                self.last_error = f"no verdict in the reply {reply[:60]!r}"
+                self._complain(f"no verdict in the reply {reply!r}")
             except urllib.error.HTTPError as e:
-                self.last_error = f"HTTP {e.code}"
+                self._complain(f"HTTP {e.code} {http.client.responses.get(e.code, '')}".strip())
                 if e.code in (401, 403, 404):  # no retry mends a wrong key or address
                     self._failed = self.workers
                     return None
-            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as e:
-                self.last_error = f"{type(e).__name__}: {e}"[:100]
+            except (OSError, http.client.HTTPException) as e:
+                self._complain(f"{type(e).__name__}: {e}")
+            except (ValueError, LookupError, TypeError, RecursionError) as e:
+                self._complain(f"the reply is no chat completion: {type(e).__name__}: {e}")
         with self._lock:
             self._failed += 1
         return None
+
+    def _complain(self, why: str) -> None:
+        key = self._headers.get("Authorization", "")[7:]
+        self.last_error = (why.replace(key, "***") if key else why)[:100]  # a server may echo its request
 
     def _request(self, pair: Pair) -> str:
         body = {"model": self.model, "messages": chat(self.prompt, pair), "temperature": 0, "max_tokens": 16}
@@ -632,6 +646,7 @@ class CachedJudge:
         self.judge, self.path, self.hits, self.misses = judge, Path(path), 0, 0
         self.key = judge.key
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._transact(lambda db: None)  # a path that can't be is met now
 
     @property
     def last_error(self) -> str:
@@ -662,13 +677,14 @@ class CachedJudge:
                     db.execute("CREATE TABLE IF NOT EXISTS verdicts (judge TEXT, truth TEXT, answer TEXT, "
                                "category INTEGER, PRIMARY KEY (judge, truth, answer)) WITHOUT ROWID")
                     return work(db)
-            except sqlite3.OperationalError:
-                raise  # locked for a minute, disk full: not the file's fault
+            except sqlite3.OperationalError as e:  # locked for a minute, disk full: not the file's fault
+                raise OSError(f"the verdict cache {self.path}: {e}") from None
             except sqlite3.DatabaseError as e:
                 if last_try:
                     raise
                 aside = self.path.with_name(f"{self.path.name}.broken-{time.time_ns()}")
-                os.replace(self.path, aside)
+                with suppress(FileNotFoundError):  # another process was faster
+                    os.replace(self.path, aside)
                 print(f"warning: the verdict cache {self.path} is broken ({e}): now {aside}", file=sys.stderr)
 
 
@@ -730,7 +746,7 @@ def read_audit(path) -> list[dict]:
     for i, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         try:
             row = json.loads(line)
-            _BY_NAME[row["category"]], row["ground_truth"], row["prediction"]
+            _BY_NAME[row["category"]], row["ground_truth"] + row["prediction"] + ""
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path}, line {i}: not JSON with ground_truth, prediction and category (one of "
                              f"{', '.join(_BY_NAME)})") from None

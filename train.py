@@ -440,9 +440,9 @@ def main(argv: list[str] | None = None) -> Path:
             load_state(run, policy, optimizer)  # a half-done step is not kept
             save_adapter(policy.model, run / "adapter", policy.name)
         sys.exit(f"stopped; the last whole step is saved: python train.py --resume {run}")
-    except JudgeFailed as e:
+    except (JudgeFailed, OSError) as e:  # OSError: a full disk, a cache that stays locked
         bar.close()
-        sys.exit(f"train.py: {e}; nothing was learned from it. Go on with python train.py --resume {run}")
+        sys.exit(f"train.py: {e}; the last whole step is saved. Go on with python train.py --resume {run}")
     except torch.cuda.OutOfMemoryError:
         bar.close()
         sys.exit("train.py: out of GPU memory; the last whole step is saved. Lower --micro-batch, "
