@@ -671,19 +671,24 @@ class CachedJudge:
         return Category(row[0]) if row and row[0] in list(Category) else None
 
     def _transact(self, work):
-        for last_try in (False, True):
+        for last_try in (False, False, True):
+            file = self.path.stat().st_ino if self.path.exists() else None
             try:
                 with closing(sqlite3.connect(self.path, timeout=60)) as db, db:
                     db.execute("CREATE TABLE IF NOT EXISTS verdicts (judge TEXT, truth TEXT, answer TEXT, "
                                "category INTEGER, PRIMARY KEY (judge, truth, answer)) WITHOUT ROWID")
                     return work(db)
             except sqlite3.OperationalError as e:  # locked for a minute, disk full: not the file's fault
-                raise OSError(f"the verdict cache {self.path}: {e}") from None
+                moved = not self.path.exists() or self.path.stat().st_ino != file  # by another process, just now
+                if last_try or not moved:
+                    raise OSError(f"the verdict cache {self.path}: {e}") from None
             except sqlite3.DatabaseError as e:
                 if last_try:
                     raise
                 aside = self.path.with_name(f"{self.path.name}.broken-{time.time_ns()}")
-                with suppress(FileNotFoundError):  # another process was faster
+                with suppress(FileNotFoundError):
+                    if self.path.stat().st_ino != file:  # another process was faster: this is its new file
+                        continue
                     os.replace(self.path, aside)
                 print(f"warning: the verdict cache {self.path} is broken ({e}): now {aside}", file=sys.stderr)
 
@@ -717,13 +722,15 @@ def audit(rows: Sequence[Mapping], verdicts: Sequence[Category | None], n: int =
     """
     right = [_BY_NAME[row["category"]] for row in rows]
     judged = [(r, v) for r, v in zip(right, verdicts) if v is not None]
+    if not judged:
+        return f"{len(rows)} pairs, not one verdict"
     table = [[judged.count((r, v)) for v in Category] for r in Category]
     f1 = [2 * table[c][c] / (right.count(c) + sum(row[c] for row in table)) for c in Category if c in right]
     wrong = [v is not None and (v == 0) == (r == 0) for r, v in zip(right, verdicts)]
     recalls = [[ok for r, ok in zip(right, wrong) if (r == Category.WRONG) == side] for side in (True, False)]
     balanced = sum(sum(side) / len(side) for side in recalls if side) / sum(map(bool, recalls))
     rng, moved, flipped = random.Random(0), 0, 0
-    for _ in range(draws if judged else 0):
+    for _ in range(draws):
         labels, seen = zip(*(rng.choice(judged) for _ in range(n)))
         moved += dynamic_bar(labels) != dynamic_bar(seen)
         flipped += sum(a != b for a, b in zip(speciarl_rewards(labels), speciarl_rewards(seen)))
@@ -783,7 +790,8 @@ def main(argv: list[str] | None = None) -> None:
                 for c, probability in zip(Category, judge.probabilities([tuple(args.ask)])[0].tolist()):
                     print(f"  {c.label:<14} {probability:.3f}")
         if args.audit:
-            print(audit(rows, judge([(row["ground_truth"], row["prediction"]) for row in rows])))
+            verdicts = judge([(row["ground_truth"], row["prediction"]) for row in rows])
+            print(audit(rows, verdicts) + (f"\n({judge.last_error})" if None in verdicts else ""))
     except (ValueError, OSError) as e:
         sys.exit(f"judge.py: {(str(e).splitlines() or [type(e).__name__])[0]}")
 

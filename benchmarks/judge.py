@@ -48,14 +48,14 @@ def some_pairs(n: int) -> list[tuple[str, str]]:
 
 
 def build_tokenizer():
-    """Trained here, so that prompt, pairs and categories are about as many tokens as SmolLM2 makes of them."""
+    """Trained here, and no kinder to LLMJudge than a real one. SmolLM2's makes 517 tokens of a prompt, 15 of
+    them the pair's own, and 16 of the categories and their end tokens; this one about 515, 25 and 14."""
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     shots = [f"user\nTrue label: {t.lower()}\nAnswer: {a}\nassistant\n{v}" for t, a, v in EXAMPLES]
-    names = " ".join((*KINDS, *MARKS)).lower()
-    tok.train_from_iterator([INSTRUCTIONS, *shots, f"a {names}"] * 3, trainers.BpeTrainer(
-        vocab_size=2000, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tok.train_from_iterator([INSTRUCTIONS, *shots] * 3, trainers.BpeTrainer(
+        vocab_size=570, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIALS])
     return PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<|im_end|>", pad_token="<|endoftext|>",
                                    chat_template=TEMPLATE)
@@ -105,6 +105,10 @@ def clock(work, *args):
     return result, time.process_time() - cpu, time.perf_counter() - wall
 
 
+def times(ratio: float) -> str:
+    return f"{ratio:,.1f}×" if ratio < 100 else f"{ratio:,.0f}×"
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--pairs", type=int, default=100, help="distinct pairs for LLMJudge and CachedJudge")
@@ -147,18 +151,19 @@ def main() -> None:
     print("| | pairs timed | CPU s per 100 | wall s per 100 | plain / this | this / warm cache |")
     print("|---|---|---|---|---|---|")
     for name, (cpu, wall), n in rows:
-        print(f"| {name} | {n} | {cpu / n * 100:.3f} | {wall / n * 100:.3f} "
-              f"| {plain[0] / 16 / (cpu / n):.1f}× | {cpu / n / (warm[0] / rows[-1][2]):,.0f}× |")
+        each = cpu / n
+        print(f"| {name} | {n} | {each * 100:.3f} | {wall / n * 100:.3f} "
+              f"| {times(plain[0] / len(few_first) / each)} | {times(each * rows[-1][2] / warm[0])} |")
 
     verdicts = [Category(k) for k in ours.argmax(1).tolist()]
     off = (full - ours[:len(full)]).abs().max().item()
-    same = full.argmax(1).tolist() == ours.argmax(1).tolist()[:len(full)]
-    print(f"\nverdicts of the plain full path and LLMJudge {'equal' if same else 'DIFFER'} on {len(full)} "
-          f"pairs, max |d log-prob| {off:.1e}; the cache's {'equal' if filled == read[0] == verdicts else 'DIFFER'}"
-          f" on {len(pairs)}")
+    same, kept_same = full.argmax(1).tolist() == verdicts[:len(full)], filled == read[0] == verdicts
+    print(f"\nLLMJudge's verdicts and the plain full path's {'equal' if same else 'DIFFER'} on {len(full)} "
+          f"pairs, max |d log-prob| {off:.1e}; the cache's {'equal' if kept_same else 'DIFFER'} on "
+          f"{len(pairs)}")
     print(f"LLMJudge's verdicts are of {len(set(verdicts))} kinds; the first token alone says the same on "
           f"{sum(a == b for a, b in zip(first, verdicts))} of {len(first)}")
-    if not same or off > 1e-4 or not filled == read[0] == verdicts:
+    if not same or not kept_same or off > 1e-4:
         sys.exit("benchmarks/judge.py: the paths disagree")
 
 

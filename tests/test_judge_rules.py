@@ -172,8 +172,9 @@ def test_a_perfect_judge_moves_no_bar_and_a_silent_one_breaks_nothing():
     assert "the bar moves in 0.0% of the groups and 0.0% of the rewards flip" in text
     assert text.endswith("worst:")
     text = audit(rows(*Category), [None] * 6)
-    assert "6 pairs, 6 without a verdict" in text and "accuracy 0.000, macro-F1 0.000, balanced" in text
+    assert text == "6 pairs, not one verdict"
     assert "accuracy 1.000" in audit(rows(W, W), [W, W])  # one category only
+    assert "macro-F1 0.667" in audit(rows(W, W), [W, S])  # the mean over the labelled categories
     worst = audit(rows(W, S, A), [M, L, G]).split("worst:\n")[1].splitlines()
     assert [line.split(" | ")[0].strip() for line in worst] == ["t0", "t1", "t2"]  # widest first
 
