@@ -364,7 +364,7 @@ def chat(prompt: tuple[str, list], pair: Pair) -> list[dict]:
     return turns
 
 
-def _digest(prompt: tuple[str, list]) -> str:
+def _digest(prompt) -> str:
     return hashlib.sha256(repr(prompt).encode()).hexdigest()[:16]
 
 
@@ -395,7 +395,9 @@ class LLMJudge:
         self.model, self.tokenizer, self.mode = model.eval(), tokenizer, mode
         self.row_tokens, self.max_new_tokens = row_tokens, max_new_tokens
         self.prompt = load_prompt(prompt or ("short" if model.num_parameters() < 6e9 else "detailed"))
-        self.key = f"llm {name} {mode} {model.dtype} {_digest(self.prompt)}"
+        # what a verdict depends on; a model without a name shares its remembered verdicts with no other
+        self.key = (f"llm {name or os.urandom(8).hex()} {mode} {max_new_tokens} {model.dtype} "
+                    f"{_digest(self._prompt(('a', 'b')))}")
         self.end_id = self._end_token()
         self.options = [self._encode(c.label) + [self.end_id] for c in Category]
         self._prefix, self._cache = [], None
