@@ -31,6 +31,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2_5_VL
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import cached_file
 
 from grpo import chunked_logprobs
 
@@ -213,13 +214,13 @@ def load(name: str, rank: int | None = None, alpha: float = 32, adapter=None, de
 
 
 def _chat_template(name: str, tokenizer) -> str:
-    """The processor's own template where the checkpoint has one (older ones: chat_template.json), else the
-    tokenizer's."""
-    folder = Path(name)
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text()
-    if (folder / "chat_template.json").is_file():
-        return json.loads((folder / "chat_template.json").read_text())["chat_template"]
+    """The processor's own template where the folder or hub repository has one, else the tokenizer's."""
+    for file in ("chat_template.jinja", "chat_template.json"):
+        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False,
+                            _raise_exceptions_for_connection_errors=False)
+        if found:
+            text = Path(found).read_text(encoding="utf-8")
+            return json.loads(text)["chat_template"] if file.endswith("json") else text
     if tokenizer.chat_template is None:
         raise ValueError(f"the checkpoint {name!r} has no chat template")
     return tokenizer.chat_template
@@ -229,6 +230,12 @@ def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> P
     """A Policy from a model and processor in memory; settles EOS, padding and the banned tokens."""
     model.eval().requires_grad_(False)
     tokenizer, config = processor.tokenizer, model.config
+    try:
+        places = _ask(processor, "?").count(processor.image_token)
+    except Exception:  # a text model's template, given a list of parts, fails in any way
+        places = 0
+    if places != 1:
+        raise ValueError(f"the chat template of {name!r} has no place for an image")
     eos = model.generation_config.eos_token_id
     eos_ids = [eos] if isinstance(eos, int) else list(eos or [])
     eos_ids = list(dict.fromkeys([i for i in [*eos_ids, tokenizer.eos_token_id] if i is not None]))
@@ -269,14 +276,19 @@ class Prompt:
         return len(self.ids)
 
 
+def _ask(processor: ProcessorMixin, question: str) -> str:
+    """The rendered chat up to the model's turn: one user turn, image first."""
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    return processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+
+
 @torch.no_grad()
 def encode(policy: Policy, images: list, question: str) -> list[Prompt]:
     """Each PIL image with the question in one user turn, image first. Vision tower and embeddings are frozen:
     what is made here serves rollout, reference and update. Raises ValueError for an image no patch grid fits
     (an aspect ratio above 200)."""
     model, core = policy.model, policy.model.model
-    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-    text = policy.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    text = _ask(policy.processor, question)
     batches = [policy.processor(text=[text], images=[image], return_tensors="pt").to(policy.device)
                for image in images]
     # One call for all images; each image's patches stay with its own grid row.

@@ -194,6 +194,22 @@ def test_what_is_no_checkpoint_says_so_in_one_line(checkpoint, tmp_path):
         policies.load(checkpoint, adapter=tmp_path)
     with pytest.raises(ValueError, match="max pixels"):
         policies.load(checkpoint, max_pixels=10)
+    blind = tiny.processor()
+    for template in ("{% for m in messages %}{{ m.role }}{% endfor %}", "{{ 'user ' + messages[0].content }}"):
+        blind.chat_template = template  # a text model's
+        with pytest.raises(ValueError, match="no place for an image"):
+            policies.from_parts(tiny.model(tiny.tokenizer()), blind)
+
+
+def test_tied_embeddings_as_in_the_3b():
+    """Scored and sampled alike when lm_head is the embedding; the adapters leave both alone."""
+    from rollout import sample
+    tied = policies.from_parts(tiny.model(tiny.tokenizer(), tie=True), tiny.processor())
+    policies.add_lora(tied.model, 4, 8)
+    assert tied.model.lm_head.weight is tied.model.get_input_embeddings().weight
+    group = sample(tied, tiny.pictures((56, 56)), ["a"], "what?", 4, max_new_tokens=8)[0]
+    scored = completion_logprobs(tied, [group.prompt], group.completions, group.mask)
+    torch.testing.assert_close(scored, group.logprobs, atol=1e-5, rtol=1e-5)
 
 
 def test_banned_tokens(policy):
