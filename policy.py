@@ -107,8 +107,7 @@ def save_adapter(model: nn.Module, folder, base_name: str = "") -> None:
     folder, layers = Path(folder), lora_layers(model)
     folder.mkdir(parents=True, exist_ok=True)
     decoder = next(n for n, m in model.named_modules() if m is model.get_decoder())
-    targets = sorted({name.rsplit(".", 1)[-1] for name in layers})
-    first = next(iter(layers.values()))
+    targets, first = sorted({name.rsplit(".", 1)[-1] for name in layers}), next(iter(layers.values()))
     rank = first.lora_A.shape[0]
     config = {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": base_name, "r": rank,
               "lora_alpha": round(first.scale * rank, 6), "lora_dropout": 0.0, "bias": "none",
@@ -237,18 +236,17 @@ def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> P
     if places != 1:
         raise ValueError(f"the chat template of {name!r} has no place for an image")
     eos = model.generation_config.eos_token_id
-    eos_ids = [eos] if isinstance(eos, int) else list(eos or [])
-    eos_ids = list(dict.fromkeys([i for i in [*eos_ids, tokenizer.eos_token_id] if i is not None]))
+    eos = [eos] if isinstance(eos, int) else eos or []
+    eos_ids = list(dict.fromkeys(i for i in [*eos, tokenizer.eos_token_id] if i is not None))
     if not eos_ids:
         raise ValueError(f"the checkpoint {name!r} names no end-of-sequence token")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
     # A fresh config at generate() would still inherit repetition_penalty and top_k from the model's.
     model.generation_config = GenerationConfig(eos_token_id=eos_ids, pad_token_id=pad_id)
 
-    # Banned: control tokens, whatever stands for an image or a video (a sampled image token makes the later
-    # forward look for a picture), and the rows of the embedding that no token has. But no EOS.
-    size = config.get_text_config().vocab_size
-    banned = torch.ones(size, dtype=torch.bool)
+    # Banned: control tokens, what stands for an image or a video (sampled, it would make the later forward look
+    # for a picture), and the rows of the embedding that no token has. But no EOS.
+    banned = torch.ones(size := config.get_text_config().vocab_size, dtype=torch.bool)
     known = [i for i in tokenizer.get_vocab().values() if i < size]
     banned[known] = False
     special = [v for k, v in config.to_dict().items() if re.search(r"(image|video|vision).*token_id$", k)]
