@@ -244,8 +244,8 @@ def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> P
     # A fresh config at generate() would still inherit repetition_penalty and top_k from the model's.
     model.generation_config = GenerationConfig(eos_token_id=eos_ids, pad_token_id=pad_id)
 
-    # Banned: control tokens, what stands for an image or a video (sampled, it would make the later forward look
-    # for a picture), and the rows of the embedding that no token has. But no EOS.
+    # Banned: control tokens, what stands for an image or a video (sampled, it would make the later forward
+    # look for a picture), and the rows of the embedding that no token has. But no EOS.
     banned = torch.ones(size := config.get_text_config().vocab_size, dtype=torch.bool)
     known = [i for i in tokenizer.get_vocab().values() if i < size]
     banned[known] = False
