@@ -625,7 +625,12 @@ class ServerJudge:
         request = urllib.request.Request(self.url, json.dumps(body).encode(), self._headers)
         try:
             with self._opener.open(request, timeout=self.timeout) as response:
-                return str(json.loads(response.read(1_000_000))["choices"][0]["message"]["content"])
+                reply, end = b"", time.monotonic() + self.timeout
+                while chunk := response.read1(65536):
+                    reply += chunk
+                    if time.monotonic() > end or len(reply) > 1_000_000:  # dripping bytes reset no clock
+                        raise TimeoutError("the reply did not end in time")
+                return str(json.loads(reply)["choices"][0]["message"]["content"])
         except urllib.error.HTTPError as e:
             if constrained and e.code in (400, 422):
                 self._constrain = False

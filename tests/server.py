@@ -23,7 +23,8 @@ STATUS = {"500": 500, "429": 429, "401": 401, "403": 403, "404": 404, "400": 400
 
 class Server(ThreadingHTTPServer):
     """script(number of the request from 0, (truth, answer)) -> a behaviour: "right", a name in LIES or
-    STATUS, "picky" (400 for a constrained choice), "half", "half chunk", "silent", "redirect", "echo".
+    STATUS, "picky" (400 for a constrained choice), "half", "half chunk", "silent", "drip", "redirect",
+    "echo".
     verdict(truth, answer) -> the right category's label. Where `secret` is set, another key gets a 401.
     """
     daemon_threads, allow_reuse_address, request_queue_size = True, True, 64
@@ -100,6 +101,11 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, b"40\r\n" + right[:20], **{"Transfer-Encoding": "chunked"})
         elif how == "silent":
             time.sleep(server.silence)
+        elif how == "drip":  # a byte at a time: each one in time, the whole never
+            self.reply(200, b"", **{"Content-Length": str(200 + len(right))})
+            for byte in b" " * 200 + right:
+                self.wfile.write(bytes([byte]))
+                time.sleep(server.silence / 100)
         else:
             raise AssertionError(how)
 

@@ -146,6 +146,13 @@ def test_a_server_that_is_gone_is_given_up_within_few_requests(server):
     assert "refused" in judge.last_error
 
 
+def test_a_dripping_server_is_given_up(server):
+    """Its reply would be right in the end, and no single byte is late."""
+    server.always("drip")
+    judge = ask(server, timeout=0.2, retries=0)
+    assert judge(FEW[:1]) == [None] and "did not end in time" in judge.last_error
+
+
 def test_a_silent_server_is_given_up(server):
     server.always("silent")
     start = time.monotonic()
