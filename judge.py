@@ -686,8 +686,8 @@ class CachedJudge:
                                "category INTEGER, PRIMARY KEY (judge, truth, answer)) WITHOUT ROWID")
                     return work(db)
             except sqlite3.OperationalError as e:  # locked for a minute, disk full: not the file's fault
-                moved = not self.path.exists() or self.path.stat().st_ino != file  # by another process, just now
-                if last_try or not moved:
+                moved = not self.path.exists() or self.path.stat().st_ino != file
+                if last_try or not moved:  # moved: another process set it aside just now
                     raise OSError(f"the verdict cache {self.path}: {e}") from None
             except sqlite3.DatabaseError as e:
                 if last_try:
