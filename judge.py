@@ -83,8 +83,8 @@ def precheck(truth: str, answer: str) -> Category | None:
 
     Raw text, before normalisation. Wrong are: no letter or number; control tokens; more than 16 words;
     nothing but a category's name; orders to the judge; and, unless the answer refuses or the truth has the
-    same separator: several labels (" or ", a slash between words, commas, lines), a chain of ranks (">", or
-    three rank names). The truth itself always passes; " and " alone never counts.
+    same separator: several labels (" or ", a slash between words or models, commas, lines), a chain of ranks
+    (">", or three rank names). The truth itself always passes; " and " alone never counts.
     """
     plain, wanted = normalize_label(answer), normalize_label(truth)
     if plain == wanted and plain:

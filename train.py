@@ -393,18 +393,18 @@ def main(argv: list[str] | None = None) -> Path:
             whole = [i for i, categories in enumerate(judged) if JUDGE_ERROR not in categories]
             kept = [groups[i] for i in whole]
             categories = [with_noise(judged[i], config, step, groups[i].id) for i in whole]
+            rewards = [group_rewards(c, config) for c in categories]  # (B, N)
 
-            # rewards and advantages (B, N), then the updates
+            # advantages (B, N), then the updates
             line = {"step": step, "images": len(kept), "unreadable": len(unreadable),
                     "judge_errors": len(groups) - len(kept),
                     "lr": config.lr * min(1.0, step / max(1, config.warmup))}
             updating = time.perf_counter()
             if kept:
-                rewards = torch.tensor([group_rewards(c, config) for c in categories])
-                advantages = group_advantages(rewards, LOSSES[config.loss]["scale"])
+                advantages = group_advantages(torch.tensor(rewards), LOSSES[config.loss]["scale"])
                 for group in optimizer.param_groups:
                     group["lr"] = line["lr"]
-                line |= group_figures(categories, rewards.tolist(), advantages.tolist(), config.quorum)
+                line |= group_figures(categories, rewards, advantages.tolist(), config.quorum)
                 line |= update(policy, optimizer, kept, advantages, config)
             updated = time.perf_counter()
             tokens = sum(int(g.mask.sum()) for g in groups)
@@ -421,7 +421,8 @@ def main(argv: list[str] | None = None) -> Path:
                 line |= validate()
                 save_adapter(policy.model, run / "adapter", policy.name)
             append(run / "samples.jsonl",
-                   sample_lines(step, read, groups, judged, whole, categories, config, unreadable))
+                   sample_lines(step, read, groups, judged, dict(zip(whole, zip(categories, rewards))),
+                                config.quorum, unreadable))
             append(run / "log.jsonl", [line])
             save_state(run, policy, optimizer, config, step)
             bar.update()
@@ -452,16 +453,16 @@ def main(argv: list[str] | None = None) -> Path:
     return run
 
 
-def sample_lines(step, read, groups, judged, whole, categories, config, unreadable) -> list[dict]:
-    """A line for every image of the step, those that left it included."""
+def sample_lines(step: int, read, groups, judged, used: dict, quorum: float, unreadable) -> list[dict]:
+    """A line for every image of the step, those that left it included. used: number of a group that stayed ->
+    the categories and rewards it was trained on."""
     lines = [{"step": step, "unreadable": text} for text in unreadable]
-    noisy = dict(zip(whole, categories))
     for i, (example, group) in enumerate(zip(read, groups)):
+        categories, rewards = used.get(i, (judged[i], None))
         line = {"step": step, "id": example.id, "truth": example.label, "answers": group.answers,
-                "texts": group.texts, "categories": [category_name(c) for c in noisy.get(i, judged[i])]}
-        if i in noisy:
-            line |= {"bar": dynamic_bar(noisy[i], config.quorum).label,
-                     "rewards": group_rewards(noisy[i], config)}
+                "texts": group.texts, "categories": [category_name(c) for c in categories]}
+        if rewards is not None:
+            line |= {"bar": dynamic_bar(categories, quorum).label, "rewards": rewards}
         lines.append(line)
     return lines
 

@@ -423,6 +423,17 @@ def test_an_epoch_visits_every_image_once_in_its_own_order():
     assert train.step_examples(list(range(14)), train.Config(images_per_step=4, seed=2), 1) != epochs[0][:4]
 
 
+def test_logged_rewards_are_those_trained_on(tmp_path, checkpoint, tree_judge, monkeypatch):
+    """Each group is rewarded once; a control that deals rewards at random must log what it dealt."""
+    dealt, used = [], []
+    monkeypatch.setattr(train, "group_rewards",
+                        lambda *args: dealt.append([float(len(dealt))] * 7 + [0.0]) or dealt[-1])
+    real = train.group_advantages
+    monkeypatch.setattr(train, "group_advantages", lambda r, scale: used.extend(r.tolist()) or real(r, scale))
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "2", "--eval-every", "0"))
+    assert [s["rewards"] for s in lines(run / "samples.jsonl")] == used == dealt and len(dealt) == 8
+
+
 def test_rollouts_are_sampled_and_judged_once_a_step(tmp_path, checkpoint, tree_judge, monkeypatch):
     """Two minibatches: neither new rollouts nor new verdicts in between."""
     calls = {"sample": 0, "judge": 0}
@@ -454,7 +465,7 @@ def test_judge_errors_take_their_group_out_and_are_counted(tmp_path, checkpoint,
 
 
 def test_a_judge_that_is_gone_stops_the_run_and_resume_goes_on(tmp_path, checkpoint, tree_judge, monkeypatch):
-    """Nothing is learned from missing verdicts; once the judge is back, the run ends as if it had never left."""
+    """Nothing is learned from missing verdicts; once the judge is back, the run ends as if it never left."""
     judge, calls = TaxonomyJudge.from_json(tree_judge), []
 
     def leaves(pairs):
