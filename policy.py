@@ -41,8 +41,7 @@ from grpo import chunked_logprobs
 
 class LoRALinear(nn.Module):
     """A frozen linear layer plus (alpha / rank) * B A x. Float32 master weights on a base of any dtype: they
-    are cast to the activations' dtype in forward (a float32 product would double what autograd keeps), the
-    result back to the base's."""
+    are cast to the activations' dtype in forward (a float32 product would double what autograd keeps)."""
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator):
         super().__init__()
@@ -56,8 +55,8 @@ class LoRALinear(nn.Module):
         y = self.base(x)
         if not self.enabled:
             return y
-        delta = F.linear(F.linear(x, self.lora_A.to(x.dtype)), self.lora_B.to(x.dtype))
-        return y + (self.scale * delta).to(y.dtype)
+        low = F.linear(x, self.lora_A.to(x.dtype)).flatten(0, -2)  # (tokens, rank)
+        return torch.addmm(y.flatten(0, -2), low, self.lora_B.to(x.dtype).t(), alpha=self.scale).view_as(y)
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> None:

@@ -3,8 +3,9 @@
 As a library: `groups = sample(policy, images, ids, PROMPTS["base"], n=8, seed=0, stream="train/1")`.
 
 Image and prompt are encoded once; the prompt's cache is forked N times and `model.generate` continues all
-rows together. Sampling is by temperature alone, with random numbers drawn ahead for each (seed, stream,
-image, n): an answer does not depend on what else is in the batch, and no random state needs saving.
+rows together, those that have ended being dropped on the way. Sampling is by temperature alone, with random
+numbers drawn ahead for each (seed, stream, image, n): an answer does not depend on what else is in the batch,
+and no random state needs saving.
 
 Where this departs from the official release:
 1. Hugging Face `generate` in this process instead of a vLLM server; the questions are in our own words.
@@ -15,15 +16,20 @@ Where this departs from the official release:
 
 import hashlib
 import re
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
+from transformers import (DynamicCache, LogitsProcessor, LogitsProcessorList, StoppingCriteria,
+                          StoppingCriteriaList)
+from transformers.cache_utils import DynamicLayer
 
 from policy import Policy, Prompt, encode
+
+DROP = 1 / 8  # share of the rows that must have ended before the others go on without them
 
 _FORMAT = ("Think about it first, between <think> and </think>. Then give nothing but its name between "
            "<answer> and </answer>, or None if you cannot name it at all.")
@@ -105,31 +111,46 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
     """N completions for each of B images, in the order of the images.
 
     images: B PIL images; ids: their B names, which with (seed, stream, n) fix the random numbers. temperature
-    0 is greedy. At most max_rows rows are decoded at a time, prompts of one length together, so that no
-    prompt is padded.
+    0 is greedy. At most max_rows rows are decoded at a time, half as many where memory runs out, prompts of
+    one length together, so that no prompt is padded.
     """
     prompts = []
     for i in range(0, len(images), 32):                # the vision tower's batch: a bound on its memory
         prompts += encode(policy, images[i:i + 32], question)
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    groups: list[Group | None] = [None] * len(prompts)
-    per_batch, start = max(1, max_rows // n), 0
-    while start < len(by_length):
-        length = len(prompts[by_length[start]])
-        batch = [i for i in by_length[start:start + per_batch] if len(prompts[i]) == length]
+    made: list[list] = [[None] * n for _ in prompts]   # (completion, mask, log-probs) of each row, (T,) each
+    todo = [(i, k) for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])) for k in range(n)]
+    retried = False
+    while todo:
+        length = len(prompts[todo[0][0]])
+        batch = [(i, k) for i, k in todo[:max_rows] if len(prompts[i]) == length]
         uniforms = None
         if temperature > 0:
             rows = [np.random.default_rng(seed_for(seed, stream, ids[i], k)).random(max_new_tokens)
-                    for i in batch for k in range(n)]
+                    for i, k in batch]
             uniforms = torch.from_numpy(np.stack(rows)).to(policy.device)
-        made = _decode(policy, [prompts[i] for i in batch], n, uniforms, temperature, max_new_tokens)
-        ended = torch.isin(made[0], torch.tensor(policy.eos_ids, device=policy.device)).any(1)
-        texts = policy.tokenizer.batch_decode(made[0], skip_special_tokens=True)
-        for k, i in enumerate(batch):
-            part = slice(k * n, (k + 1) * n)
-            groups[i] = Group(ids[i], prompts[i], *(t[part] for t in made), texts[part],
-                              [parse_answer(text) for text in texts[part]], int((~ended[part]).sum()))
-        start += len(batch)
+        try:
+            parts = _decode(policy, [prompts[i] for i, _ in batch], uniforms, temperature, max_new_tokens)
+        except torch.cuda.OutOfMemoryError:
+            if retried or len(batch) == 1:
+                raise
+            parts, retried, max_rows = None, True, (len(batch) + 1) // 2
+        if parts is None:  # outside the except clause, whose traceback holds the memory
+            torch.cuda.empty_cache()
+            warnings.warn(f"out of memory with {len(batch)} rows decoded at a time: going on with {max_rows}")
+            continue
+        for (i, k), row in zip(batch, zip(*parts)):
+            made[i][k] = row
+        todo = todo[len(batch):]
+    eos = torch.tensor(policy.eos_ids, device=policy.device)
+    groups = []
+    for name, prompt, rows in zip(ids, prompts, made):
+        completions, mask, logprobs = (
+            torch.nn.utils.rnn.pad_sequence(column, batch_first=True, padding_value=value)
+            for column, value in zip(zip(*rows), (policy.pad_id, False, 0.0)))
+        texts = policy.tokenizer.batch_decode(completions, skip_special_tokens=True)
+        truncated = int((~torch.isin(completions, eos).any(1)).sum())
+        groups.append(Group(name, prompt, completions, mask, logprobs, texts,
+                            [parse_answer(text) for text in texts], truncated))
     return groups
 
 
@@ -141,28 +162,88 @@ def stack(groups: list, pad_id: int) -> list[Tensor]:
         ([g.logprobs for g in groups], 0.0))]
 
 
+class _Layer(DynamicLayer):
+    """A cache layer with room kept ahead, in which rows are dropped in place: the parent copies everything for
+    every token."""
+    room = None  # (2, rows, heads, capacity, dim): keys and values
+
+    def update(self, keys, values, *args, **kwargs):
+        if not self.is_initialized:                    # the prompt
+            self.lazy_initialization(keys, values)
+            self.keys, self.values = keys, values
+            return keys, values
+        rows, end = len(keys), self.get_seq_length() + keys.shape[2]
+        if self.room is None or self.room.shape[3] < end:
+            self.room = None
+            self.batch_select_indices(torch.arange(rows, device=keys.device))
+        self.room[:, :rows, :, end - keys.shape[2]:end] = torch.stack([keys, values])
+        self.keys, self.values = self.room[:, :rows, :, :end]
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices):
+        rows, length = len(indices), self.get_seq_length()
+        if self.room is None or rows > self.room.shape[1]:  # fork, or grow
+            both = torch.stack([self.keys[indices], self.values[indices]])
+            self.room = F.pad(both, (0, 0, 0, 64))
+        else:
+            moved = (indices != torch.arange(rows, device=indices.device)).nonzero()[:, 0]
+            self.room[:, moved, :, :length] = self.room[:, indices[moved], :, :length]
+        self.keys, self.values = self.room[:, :rows, :, :length]
+
+
+class _Thinned(StoppingCriteria):
+    """Ends `generate` once the share DROP of its rows has met an EOS; on the device, without waiting for
+    it."""
+
+    def __init__(self, eos: Tensor, rows: int):
+        self.eos, self.ended = eos, torch.zeros(rows, dtype=torch.bool, device=eos.device)
+
+    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
+        self.ended = self.ended | torch.isin(input_ids[:, -1], self.eos)
+        return self.ended | (self.ended.float().mean() >= DROP)
+
+
 @torch.inference_mode()
-def _decode(policy: Policy, prompts: list[Prompt], n: int, uniforms: Tensor | None, temperature: float,
+def _decode(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, temperature: float,
             max_new_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Completions, mask and sampling log-probs, each (R, T), for prompts of one length."""
+    """Completions, mask and sampling log-probs, each (R, T), for R prompts of one length; those that stand
+    next to each other and are the same object are forwarded once."""
     model = policy.model.eval()  # in train mode, HF's checkpointing would silently drop the cache
+    fresh = [r == 0 or prompt is not prompts[r - 1] for r, prompt in enumerate(prompts)]
+    once = [prompt for prompt, is_fresh in zip(prompts, fresh) if is_fresh]
     cache = DynamicCache(config=model.config.get_text_config())
+    cache.layers = [_Layer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     # All but the last prompt token: generate must be given one to go on from, or it feeds the prompt again.
-    model.get_decoder()(inputs_embeds=torch.stack([p.embeds[:-1] for p in prompts]), use_cache=True,
-                        position_ids=torch.stack([p.positions[:, :-1] for p in prompts], dim=1),
+    model.get_decoder()(inputs_embeds=torch.stack([p.embeds[:-1] for p in once]), use_cache=True,
+                        position_ids=torch.stack([p.positions[:, :-1] for p in once], dim=1),
                         past_key_values=cache)
-    cache.batch_repeat_interleave(n)
-    ids = torch.stack([p.ids for p in prompts]).repeat_interleave(n, dim=0)
+    cache.batch_select_indices(torch.tensor(fresh, device=policy.device).cumsum(0) - 1)
+    ids = torch.stack([p.ids for p in prompts])
     # The offset from which the model derives the positions that come after an image.
     offsets = torch.tensor([[p.start - len(p)] for p in prompts], device=policy.device)
-    model.model.rope_deltas = offsets.repeat_interleave(n, dim=0)
-    sampler = Sampler(uniforms, temperature, policy.banned)
-    made = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
-                          use_cache=True, logits_processor=LogitsProcessorList([sampler]), do_sample=False,
-                          num_beams=1, max_new_tokens=max_new_tokens, eos_token_id=policy.eos_ids,
-                          pad_token_id=policy.pad_id)
+    eos = torch.tensor(policy.eos_ids, device=policy.device)
+    completions = ids.new_full((len(ids), max_new_tokens), policy.pad_id)
+    logprobs = torch.zeros(completions.shape, device=policy.device)
+    rows, done = torch.arange(len(ids), device=policy.device), 0  # the rows that go on; tokens made so far
+    while done < max_new_tokens and len(rows):
+        model.model.rope_deltas = offsets[rows]
+        sampler = Sampler(None if uniforms is None else uniforms[rows, done:], temperature, policy.banned)
+        thinned = _Thinned(eos, len(rows))
+        ids = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
+                             use_cache=True, logits_processor=LogitsProcessorList([sampler]),
+                             stopping_criteria=StoppingCriteriaList([thinned]), do_sample=False, num_beams=1,
+                             max_new_tokens=max_new_tokens - done, eos_token_id=policy.eos_ids,
+                             pad_token_id=policy.pad_id)
+        new = len(sampler.logprobs)
+        completions[rows, done:done + new] = ids[:, -new:]
+        logprobs[rows, done:done + new] = torch.stack(sampler.logprobs, dim=1)
+        done += new
+        on = (~thinned.ended).nonzero()[:, 0]
+        keep = torch.arange(len(on), device=on.device)  # who goes on stays in place, or fills an ended row's
+        keep[thinned.ended[:len(on)]] = on[on >= len(on)]
+        rows, ids = rows[keep], ids[keep]
+        cache.batch_select_indices(keep)
     model.model.rope_deltas = None
-    completions = made[:, ids.shape[1]:].clone()
+    completions, logprobs = completions[:, :done], logprobs[:, :done]
     mask = first_eos_mask(completions, policy.eos_ids)
-    logprobs = torch.where(mask, torch.stack(sampler.logprobs, dim=1), 0.0)
-    return completions, mask, logprobs
+    return completions, mask, torch.where(mask, logprobs, 0.0)

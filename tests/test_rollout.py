@@ -179,6 +179,56 @@ def test_prompt_is_forwarded_once_and_decoding_reads_one_token_at_a_time(policy)
     assert vision == [16] and seen == [(1, len(group.prompt) - 1)] + [(4, 1)] * steps
 
 
+def eager(policy):
+    """A policy that knows few words, and so ends soon, at another length in every row."""
+    policy.banned[:] = True
+    policy.banned[[*range(40, 70), policy.eos_ids[0]]] = False
+    return policy
+
+
+def test_ended_rows_are_dropped_and_change_nothing(policy, monkeypatch):
+    """The decoder sees fewer and fewer rows, the cache follows them, and the answers are those of a batch that
+    runs to the end."""
+    images, seen = tiny.pictures(*SIZES), []
+    args = eager(policy), images, ["a", "b", "c"], "what?", 8
+    hook = policy.model.get_decoder().register_forward_pre_hook(
+        lambda m, a, k: seen.append(k["inputs_embeds"].shape[0]), with_kwargs=True)
+    dropped, rows = sample(*args, max_new_tokens=90, seed=2), seen[:]
+    monkeypatch.setattr(rollout, "DROP", 2)
+    seen.clear()
+    kept = sample(*args, max_new_tokens=90, seed=2)
+    hook.remove()
+    assert [g.texts for g in dropped] == [g.texts for g in kept]
+    lengths = sorted(int(x) for g in dropped for x in g.mask.sum(1))
+    assert lengths[0] < 5 and lengths[-1] > 65  # more than the cache's first room
+    for a, b in zip(dropped, kept):
+        width = min(a.mask.shape[1], b.mask.shape[1])
+        assert torch.equal(a.mask[:, :width], b.mask[:, :width]) and a.mask.sum() == b.mask.sum()
+        torch.testing.assert_close(a.logprobs[:, :width], b.logprobs[:, :width], atol=1e-5, rtol=1e-5)
+    assert set(seen) == {8, 16, 1, 2} and len(set(rows)) > 8 and sum(rows) < 0.75 * sum(seen)
+
+
+def test_out_of_memory_is_met_with_half_the_rows_once(policy, monkeypatch):
+    images, ids = tiny.pictures(*[(56, 56)] * 3), ["a", "b", "c"]
+    expected = [g.texts for g in sample(policy, images, ids, "what?", 4, max_new_tokens=8)]
+    decode, tried = rollout._decode, []
+
+    def small(limit):
+        def run(policy, prompts, *args):
+            tried.append(len(prompts))
+            if len(prompts) > limit:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return decode(policy, prompts, *args)
+        return run
+    monkeypatch.setattr(rollout, "_decode", small(6))
+    with pytest.warns(UserWarning, match="12 rows decoded at a time: going on with 6"):
+        assert [g.texts for g in sample(policy, images, ids, "what?", 4, max_new_tokens=8)] == expected
+    assert tried == [12, 6, 6]  # the second image's group in two halves
+    monkeypatch.setattr(rollout, "_decode", small(5))
+    with pytest.raises(torch.cuda.OutOfMemoryError), pytest.warns(UserWarning):
+        sample(policy, images, ids, "what?", 4, max_new_tokens=8)
+
+
 def test_no_state_stays_in_the_model(policy):
     first = sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 2, max_new_tokens=8)
     sample(policy, tiny.pictures((112, 84)), ["b"], "what?", 3, max_new_tokens=8)
