@@ -88,7 +88,8 @@ def load_policy(name: str, seed: int = 0, **kwargs) -> policies.Policy:
     return policies.load(path, device=device, dtype=dtype, seed=seed, **kwargs)
 
 
-def ask(policy, examples: list[data.Example], question: str, **kwargs) -> tuple[list, list[Group], list[str]]:
+def ask(policy, examples: list[data.Example], question: str, answer=sample,
+        **kwargs) -> tuple[list, list[Group], list[str]]:
     """rollout.sample on the examples whose image can be read. Returns those examples, their groups, and a
     line for each unreadable image: it is named and counted, never sampled."""
     read, images, unreadable = [], [], []
@@ -99,7 +100,7 @@ def ask(policy, examples: list[data.Example], question: str, **kwargs) -> tuple[
         except data.BadImage as e:
             unreadable.append(str(e))
     ids = [e.id for e in read]
-    return read, sample(policy, images, ids, question, **kwargs) if read else [], unreadable
+    return read, answer(policy, images, ids, question, **kwargs) if read else [], unreadable
 
 
 def write_json(path, value) -> None:

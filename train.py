@@ -3,6 +3,7 @@
     python train.py                                            the embedded world, on a laptop, in minutes
     python train.py --data cub --n 8 --root DIR                Qwen2.5-VL-7B on CUB, on one GPU
     python train.py --resume runs/cub-speciarl-seed0           go on after a kill
+    torchrun --nproc-per-node 4 -- train.py --data cub --n 8   the same on four GPUs, images split over them
 
 A run folder holds config.json, log.jsonl (a line a step), samples.jsonl (a line an image: every answer with
 its rung, the bar, the rewards), adapter/ (PEFT's format), state.pt (what --resume needs), eval.json (before
@@ -24,10 +25,13 @@ import random
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 import data
@@ -36,11 +40,12 @@ from evaluate import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, ask, before
 from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, masked_mean, policy_loss
 from judge import JUDGE_ERROR, judge_groups
 from metrics import average, group_figures
-from policy import adapters_off, completion_logprobs, lora_state, save_adapter, set_lora_state
+from policy import adapters_off, completion_logprobs, encode, lora_state, save_adapter, set_lora_state
 from reward import SCHEMES, Category, dynamic_bar, inject_noise, speciarl_rewards, static_rewards
-from rollout import seed_for, stack
+from rollout import Group, sample, seed_for, stack
 
 MAX_GRAD_NORM = 1.0  # official
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets them
 
 # What --loss sets; an explicit flag wins for the first three.
 LOSSES = {
@@ -61,6 +66,8 @@ class Config:
     """Defaults are the paper's run; PRESETS["toy"] is what a tiny policy needs; explicit flags win."""
     data: str = option("toy", "datasets to train on, comma between them: cub, toy-bird, ...")
     root: str | None = option(None, "folder of the datasets (default: data)")
+    protocol: str = option("official", "splits: the publishers', or CoOp's", "official: CoOp for some",
+                           choices=("official", "coop"))
     limit: int | None = option(3000, "training images a dataset, a random subset by seed 42", "official")
     model: str = option(MODEL, "checkpoint: folder or hub name", "official")
     judge: str = option(JUDGE, "chat model, http://server, taxonomy.json, taxonomy", "official: 30B-A3B")
@@ -71,11 +78,14 @@ class Config:
     judge_key_file: str | None = option(None, "file with the server's key; None: JUDGE_API_KEY")
     judge_cache: str = option(VERDICTS, "file of remembered verdicts, or none", "official: Redis")
     max_judge_errors: float = option(0.5, "share of groups without a verdict at which the run stops")
+    method: str = option("rl", "learn from rewards, or (sft) from the labels themselves", "official: rl",
+                         choices=("rl", "sft"))
     prompt: str = option("base", "the question: base, specific, ...", "official: base")
     n: int = option(8, "answers an image (N)", "official: 10")
     images_per_step: int = option(256, "images a step", "official")
     minibatch: int = option(128, "images an optimizer update", "official")
     micro_batch: int = option(1, "images forwarded at a time (memory)")
+    rows: int = option(512, "answers decoded at a time (memory)")
     epochs: int = option(15, "passes over the images, unless --steps is given", "official")
     steps: int | None = option(None, "steps", "official: 165")
     lr: float = option(3e-5, "AdamW learning rate, constant", "official")
@@ -149,18 +159,21 @@ def parse_config(argv: list[str] | None = None) -> tuple[Config, Path | None]:
         return Config(**saved), Path(folder)
     preset = PRESETS["toy"] if is_toy(given.get("data", Config.data).split(",")) else {}
     config = Config(**preset | given)
+    if config.method == "sft" and config.beta is None:
+        config.beta = 0.0
     for name in ("beta", "clip_low", "clip_high"):
         if getattr(config, name) is None:
             setattr(config, name, LOSSES[config.loss][name])
     if config.out is None:
-        config.out = f"runs/{config.data.replace(',', '+')}-{config.reward}-seed{config.seed}"
+        taught = config.reward if config.method == "rl" else config.method
+        config.out = f"runs/{config.data.replace(',', '+').replace('/', '_')}-{taught}-seed{config.seed}"
     check(config)
     return config, None
 
 
 # What an option must be: name -> (test, in words).
 MUST = {name: (lambda v: v >= 1, "at least 1") for name in (
-    "images_per_step", "minibatch", "micro_batch", "epochs", "steps", "limit", "max_new_tokens", "lora_rank",
+    "images_per_step", "minibatch", "micro_batch", "rows", "epochs", "steps", "limit", "max_new_tokens", "lora_rank",
     "eval_limit")}
 MUST |= {"n": (lambda v: v >= 2, "at least 2: a group of one has nothing to compare itself with")}
 MUST |= {name: (lambda v: v > 0, "above 0") for name in ("lr", "temperature")}
@@ -201,39 +214,64 @@ def with_noise(categories: list, config: Config, step: int, image_id: str) -> li
     return inject_noise(categories, config.noise, rng) if config.noise else categories
 
 
-def update(policy, optimizer, groups: list, advantages: torch.Tensor, config: Config) -> dict[str, float]:
+def labelled(policy, images: list, ids: list[str], question: str, labels: dict, toy: bool) -> list[Group]:
+    """Supervised fine-tuning's "rollouts": one completion an image, the label behind an empty think block (its
+    form is not published)."""
+    groups = []
+    for i in range(0, len(images), 32):
+        for name, prompt in zip(ids[i:], encode(policy, images[i:i + 32], question)):
+            text = f"<think></think> <answer>{labels[name]}</answer>"
+            if toy:  # whose words stand apart
+                text = text.replace("<", " <").replace(">", "> ")
+            tokens = policy.tokenizer(text, add_special_tokens=False)["input_ids"] + policy.eos_ids[:1]
+            row = torch.tensor([tokens], device=policy.device)
+            groups.append(Group(name, prompt, row, torch.ones_like(row, dtype=torch.bool),
+                                torch.zeros(row.shape, device=policy.device), [text], [labels[name]], 0))
+    return groups
+
+
+def update(policy, optimizer, groups: list, advantages: torch.Tensor, config: Config,
+           tokens: list[int] | None = None) -> dict[str, float]:
     """One step's optimizer updates: a minibatch each, in micro-batches under the minibatch's own denominator.
 
-    groups: B; advantages: (B, N). Returns the step's statistics, means over tokens.
+    groups: B, None where another process holds the image; advantages: (B, N); tokens: B completion lengths,
+    summed over N, of all processes' groups. Returns the step's statistics, means over tokens.
     """
     loss = LOSSES[config.loss]
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
-    completions, mask, sampled = stack(groups, policy.pad_id)
-    advantages = advantages.to(mask.device)
+    held = {i: g for i, g in enumerate(groups) if g is not None}
+    if held:
+        completions, mask, sampled = (dict(zip(held, x)) for x in stack(list(held.values()), policy.pad_id))
+    tokens = tokens or [int(g.mask.sum()) for g in groups]
+    advantages = advantages.to(policy.device)
+
+    def rows(of: dict, members: list[int]) -> torch.Tensor:
+        return torch.cat([of[i] for i in members])  # (R, T)
 
     def score(members: list[int]) -> torch.Tensor:
-        return completion_logprobs(policy, [groups[i].prompt for i in members],
-                                   completions[members].flatten(0, 1), mask[members].flatten(0, 1),
-                                   config.temperature, config.checkpointing)
+        return completion_logprobs(policy, [held[i].prompt for i in members], rows(completions, members),
+                                   rows(mask, members), config.temperature, config.checkpointing)
 
-    minibatches = []  # (micro-batches of group numbers, denominator)
+    minibatches = []  # (micro-batches of group numbers, denominator over all processes)
     for members in chunks(list(range(len(groups))), config.minibatch):
-        rows = mask[members].flatten(0, 1)
-        denominator = {"token-mean": rows.sum(), "seq-mean-token-mean": len(rows),
-                       "seq-mean-token-sum-norm": len(rows) * config.max_new_tokens}[loss["mode"]]
-        if config.beta == 0:  # equal rewards teach nothing then; their tokens stay in the denominator
-            members = [i for i in members if advantages[i].any()]
+        answers = len(members) * advantages.shape[1]
+        denominator = {"token-mean": sum(tokens[i] for i in members), "seq-mean-token-mean": answers,
+                       "seq-mean-token-sum-norm": answers * config.max_new_tokens}[loss["mode"]]
+        # without KL equal rewards teach nothing; their tokens stay in the denominator
+        members = [i for i in members if i in held and (config.beta or advantages[i].any())]
         minibatches.append((chunks(members, config.micro_batch), denominator))
     # The first minibatch meets the weights that sampled it; for the others the old log-probs are taken before
-    # anything moves, in the same micro-batches, so that an unmoved ratio is exactly 1.
+    # anything moves, in the same micro-batches, so that an unmoved ratio is exactly 1. A label was not
+    # sampled: its ratio always is 1, and the gradient that of its likelihood.
+    later = minibatches[1:] if config.method == "rl" else []
     with torch.no_grad():
-        old = {m[0]: score(m) for micros, _ in minibatches[1:] for m in micros}
+        old = {m[0]: score(m) for micros, _ in later for m in micros}
 
     stats: dict[str, list[tuple[float, float]]] = {}
     norms, skipped, ratio_max, policy_sum = [], 0, 0.0, 0.0
     for number, (micros, denominator) in enumerate(minibatches):
         for members in micros:
-            logprobs, part = score(members), mask[members].flatten(0, 1)
+            logprobs, part = score(members), rows(mask, members)
             values, seen = policy_loss(logprobs, old.get(members[0], logprobs.detach()),
                                        advantages[members].flatten(), part, config.clip_low,
                                        config.clip_high, loss["dual_clip"])
@@ -248,11 +286,13 @@ def update(policy, optimizer, groups: list, advantages: torch.Tensor, config: Co
                 seen |= {"kl": masked_mean(kl.detach(), part),
                          "kl_clamped": masked_mean(kl.detach() >= KL_CLAMP, part)}
             if number == 0:  # same weights, same distribution: what was sampled and what is scored must agree
-                gap = (logprobs.detach() - sampled[members].flatten(0, 1)).abs()
+                gap = (logprobs.detach() - rows(sampled, members)).abs()
                 seen["logprob_gap"] = masked_mean(gap, part)
+            seen["nll"] = masked_mean(-logprobs.detach(), part)
             objective.backward()
             for name, value in seen.items():
                 stats.setdefault(name, []).append((float(value), float(part.sum())))
+        sum_gradients(parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM))
         if np.isfinite(norm):
             optimizer.step()
@@ -262,14 +302,48 @@ def update(policy, optimizer, groups: list, advantages: torch.Tensor, config: Co
             images = " ".join(groups[i].id for members in micros for i in members)
             tqdm.write(f"warning: gradient {norm}, update skipped; its images: {images}", file=sys.stderr)
         optimizer.zero_grad(set_to_none=True)
-    means = {f"policy/{name}": sum(v * w for v, w in pairs) / sum(w for _, w in pairs)
-             for name, pairs in stats.items()}
-    return means | {"policy/loss": policy_sum / len(minibatches), "policy/ratio_max": ratio_max,
+    parts = gather([(stats, policy_sum, ratio_max)])
+    means = {}
+    for name in dict.fromkeys(name for part, *_ in parts for name in part):
+        pairs = [pair for part, *_ in parts for pair in part.get(name, [])]
+        means[f"policy/{name}"] = sum(v * w for v, w in pairs) / sum(w for _, w in pairs)
+    return means | {"policy/loss": sum(part[1] for part in parts) / len(minibatches),
+                    "policy/ratio_max": max(part[2] for part in parts),
                     "policy/grad_norm": float(np.mean(norms)) if norms else 0.0, "policy/skipped": skipped}
 
 
 def chunks(items: list, size: int) -> list[list]:
     return [items[i:i + size] for i in range(0, len(items), size)]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Several processes (torchrun): images are split over them, everything else each does alike
+
+
+def start_processes() -> None:
+    if WORLD > 1 and not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        # the first process validates alone: the others must not take its silence for death
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=12))
+
+
+def gather(items: list) -> list:
+    """The lists of all processes as one; what every process holds after it is the same."""
+    if WORLD == 1:
+        return items
+    parts: list = [None] * WORLD
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def sum_gradients(parameters: list) -> None:
+    """Losses stand under the step's global denominator already, so gradients add up: one call an update."""
+    if WORLD > 1:
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+        dist.all_reduce(flat)
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
+            p.grad = part.view_as(p)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -298,14 +372,15 @@ def save_state(run: Path, policy, optimizer, config: Config, step: int) -> None:
 def load_state(run: Path, policy, optimizer) -> int:
     """Back to the last saved step; what was logged after it is cut off and will be written again."""
     if not (run / "state.pt").exists():
-        for name in ("log.jsonl", "samples.jsonl"):
-            (run / name).unlink(missing_ok=True)
+        if RANK == 0:
+            for name in ("log.jsonl", "samples.jsonl"):
+                (run / name).unlink(missing_ok=True)
         return -1
     state = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
     set_lora_state(policy.model, state["adapter"], run / "state.pt")
     optimizer.load_state_dict(state["optimizer"])
     for name, size in state["offsets"].items():
-        if (run / name).exists():
+        if RANK == 0 and (run / name).exists():
             os.truncate(run / name, size)
     return state["step"]
 
@@ -329,15 +404,17 @@ def load_data(config: Config) -> tuple[list, dict[str, list], dict[str, list]]:
     """Training examples, and validation and test sets by name. Nothing is chosen on test: validation images
     are training images that the run doesn't use. The embedded world is tested on all its domains."""
     names = config.data.split(",")
-    examples = [e for name in names for e in data.load(name, "train", config.root, config.limit)]
+    examples = [e for name in names for e in data.load(name, "train", config.root, config.limit,
+                                                                protocol=config.protocol)]
     if len(examples) < config.images_per_step:
         raise ValueError(f"{len(examples)} training images are fewer than a step's {config.images_per_step}: "
                          "lower --images-per-step or raise --limit")
     used = {e.id for e in examples}
-    validation = {n: [e for e in data.load(n, "val", config.root) if e.id not in used] for n in names}
+    options = dict(root=config.root, protocol=config.protocol)
+    validation = {n: [e for e in data.load(n, "val", **options) if e.id not in used] for n in names}
     tests = TOY_SETS if is_toy(names) else names
     return (examples, {n: data.spread(v, config.eval_limit) for n, v in validation.items()},
-            {n: data.spread(data.load(n, "test", config.root), config.eval_limit) for n in tests})
+            {n: data.spread(data.load(n, "test", **options), config.eval_limit) for n in tests})
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -345,8 +422,9 @@ def main(argv: list[str] | None = None) -> Path:
     # What a user can get wrong is met here, before any hour is spent, and ends in one line.
     try:
         config, resumed = parse_config(argv)
+        start_processes()
         run = resumed or Path(config.out)
-        if resumed is None and run.exists() and any(run.iterdir()):
+        if RANK == 0 and resumed is None and run.exists() and any(run.iterdir()):
             raise ValueError(f"{run} holds a run already: --resume {run} goes on, --out DIR starts another")
         examples, validation, tests = load_data(config)
         question = question_for(config.prompt, config.data.split(","))
@@ -356,9 +434,10 @@ def main(argv: list[str] | None = None) -> Path:
     except (ValueError, OSError, torch.cuda.OutOfMemoryError) as e:
         sys.exit(f"train.py: {(str(e).splitlines() or [type(e).__name__])[0]}")
     steps = config.steps or config.epochs * (len(examples) // config.images_per_step)
-    run.mkdir(parents=True, exist_ok=True)
-    print(json.dumps(asdict(config) | {"steps": steps}, indent=2))
-    write_json(run / "config.json", asdict(config))
+    if RANK == 0:
+        run.mkdir(parents=True, exist_ok=True)
+        print(json.dumps(asdict(config) | {"steps": steps}, indent=2))
+        write_json(run / "config.json", asdict(config))
 
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay)
@@ -371,58 +450,83 @@ def main(argv: list[str] | None = None) -> Path:
             trust(judge, s.judge_errors, s.n + s.judge_errors, config.max_judge_errors, "validation answers")
         return {f"val/{k}": v for k, v in average(sums).items()} if sums else {}
 
-    bar = tqdm(total=steps, initial=max(done, 0), desc="train", unit="step", dynamic_ncols=True)
+    bar = tqdm(total=steps, initial=max(done, 0), desc="train", unit="step", dynamic_ncols=True,
+               disable=RANK > 0)
     try:
-        if done < 0:
+        if done < 0 and RANK == 0:
             append(run / "log.jsonl", [{"step": 0} | validate()])
             save_state(run, policy, optimizer, config, 0)
         for step in range(max(done, 0) + 1, steps + 1):
             start = time.perf_counter()
-            # N answers to each image
+            # N answers to each image (for SFT, its label)
             batch = step_examples(examples, config, step)
-            read, groups, unreadable = ask(policy, batch, question, n=config.n, seed=config.seed,
-                                           stream=f"train/{step}", temperature=config.temperature,
-                                           max_new_tokens=config.max_new_tokens)
+            if config.method == "rl":
+                answer = partial(sample, n=config.n, seed=config.seed, stream=f"train/{step}",
+                                 temperature=config.temperature, max_new_tokens=config.max_new_tokens,
+                                 max_rows=config.rows)
+            else:
+                answer = partial(labelled, labels={e.id: e.label for e in batch},
+                                 toy=is_toy(config.data.split(",")))
+            read, groups, unreadable = ask(policy, batch[RANK::WORLD], question, answer)
             sampled = time.perf_counter()
 
             # a rung for each answer; a group that the judge failed on leaves the step whole
-            judged = judge_groups(judge, [e.label for e in read], [g.answers for g in groups])
+            truths = [e.label for e in read]
+            judged = (judge_groups(judge, truths, [g.answers for g in groups]) if config.method == "rl"
+                      else [[Category.SPECIFIC] for _ in groups])
             judge_seconds = time.perf_counter() - sampled
-            trust(judge, sum(JUDGE_ERROR in c for c in judged), len(judged), config.max_judge_errors,
+            # from here on every process knows the whole step, but holds its own images' groups
+            place = {e.id: i for i, e in enumerate(batch)}
+            unreadable = gather(unreadable)
+            entries = sorted(gather([
+                {"id": g.id, "truth": t, "answers": g.answers, "texts": g.texts, "categories": c,
+                 "tokens": int(g.mask.sum()), "truncated": g.truncated}
+                for t, g, c in zip(truths, groups, judged)]), key=lambda entry: place[entry["id"]])
+            kept = [entry for entry in entries if JUDGE_ERROR not in entry["categories"]]
+            trust(judge, len(entries) - len(kept), len(entries), config.max_judge_errors,
                   f"groups of step {step}")
-            whole = [i for i, categories in enumerate(judged) if JUDGE_ERROR not in categories]
-            kept = [groups[i] for i in whole]
-            categories = [with_noise(judged[i], config, step, groups[i].id) for i in whole]
-            rewards = [group_rewards(c, config) for c in categories]  # (B, N)
+            for entry in kept:
+                entry["categories"] = with_noise(entry["categories"], config, step, entry["id"])
+                entry["rewards"] = group_rewards(entry["categories"], config)
 
             # advantages (B, N), then the updates
             line = {"step": step, "images": len(kept), "unreadable": len(unreadable),
-                    "judge_errors": len(groups) - len(kept),
+                    "judge_errors": len(entries) - len(kept),
                     "lr": config.lr * min(1.0, step / max(1, config.warmup))}
             updating = time.perf_counter()
             if kept:
-                advantages = group_advantages(torch.tensor(rewards), LOSSES[config.loss]["scale"])
                 for group in optimizer.param_groups:
                     group["lr"] = line["lr"]
-                line |= group_figures(categories, rewards, advantages.tolist(), config.quorum)
-                line |= update(policy, optimizer, kept, advantages, config)
+                rewards = [entry["rewards"] for entry in kept]
+                if config.method == "rl":
+                    advantages = group_advantages(torch.tensor(rewards), LOSSES[config.loss]["scale"])
+                    line |= group_figures([entry["categories"] for entry in kept], rewards,
+                                          advantages.tolist(), config.quorum)
+                else:
+                    advantages = torch.ones(len(kept), 1)
+                own = {g.id: g for g in groups}
+                line |= update(policy, optimizer, [own.get(entry["id"]) for entry in kept], advantages,
+                               config, [entry["tokens"] for entry in kept])
             updated = time.perf_counter()
-            tokens = sum(int(g.mask.sum()) for g in groups)
-            answers = max(1, len(groups) * config.n)
+            tokens = sum(entry["tokens"] for entry in entries)
+            answers = max(1, sum(len(entry["answers"]) for entry in entries))
             if hasattr(judge, "hits"):  # of all distinct pairs so far
                 line["cache/hit_rate"] = judge.hits / max(1, judge.hits + judge.misses)
-            line |= {"length": tokens / answers, "truncated": sum(g.truncated for g in groups) / answers,
+            line |= {"length": tokens / answers,
+                     "truncated": sum(entry["truncated"] for entry in entries) / answers,
                      "time/rollout": sampled - start, "time/judge": judge_seconds,
                      "time/update": updated - updating, "time/step": updated - start,
                      "time/tokens_per_s": tokens / (updated - start), "mem/peak_gb": peak_gb()}
+            if RANK > 0:
+                continue
 
             # validation, then the step's lines, then the state that vouches for them
             if config.eval_every and step % config.eval_every == 0:
                 line |= validate()
                 save_adapter(policy.model, run / "adapter", policy.name)
-            append(run / "samples.jsonl",
-                   sample_lines(step, read, groups, judged, dict(zip(whole, zip(categories, rewards))),
-                                config.quorum, unreadable))
+            if config.method == "rl":
+                append(run / "samples.jsonl", [{"step": step, "unreadable": text} for text in unreadable]
+                       + [sample_line(step, entry, config.quorum) for entry in entries])
             append(run / "log.jsonl", [line])
             save_state(run, policy, optimizer, config, step)
             bar.update()
@@ -431,13 +535,15 @@ def main(argv: list[str] | None = None) -> Path:
                             | {"tok/s": f"{line['time/tokens_per_s']:.0f}"}
                             | {k: line[k] for k in ("judge_errors", "unreadable") if line[k]})
         bar.close()
+        if RANK > 0:
+            return run
         save_adapter(policy.model, run / "adapter", policy.name)
         results = before_and_after(policy, judge, tests, question, config.max_new_tokens, config.seed,
                                    config.max_judge_errors)
         write_json(run / "eval.json", results)
     except KeyboardInterrupt:
         bar.close()
-        if (run / "state.pt").exists():
+        if RANK == 0 and (run / "state.pt").exists():
             load_state(run, policy, optimizer)  # a half-done step is not kept
             save_adapter(policy.model, run / "adapter", policy.name)
         sys.exit(f"stopped; the last whole step is saved: python train.py --resume {run}")
@@ -447,24 +553,21 @@ def main(argv: list[str] | None = None) -> Path:
     except torch.cuda.OutOfMemoryError:
         bar.close()
         sys.exit("train.py: out of GPU memory; the last whole step is saved. Lower --micro-batch, "
-                 "--max-pixels, --max-new-tokens or --n, or turn on --checkpointing")
+                 "--rows, --max-pixels, --max-new-tokens or --n, or turn on --checkpointing")
     print(comparison(results, config.data.split(",")))
     print(f"everything about this run is in {run}")
     return run
 
 
-def sample_lines(step: int, read, groups, judged, used: dict, quorum: float, unreadable) -> list[dict]:
-    """A line for every image of the step, those that left it included. used: number of a group that stayed ->
-    the categories and rewards it was trained on."""
-    lines = [{"step": step, "unreadable": text} for text in unreadable]
-    for i, (example, group) in enumerate(zip(read, groups)):
-        categories, rewards = used.get(i, (judged[i], None))
-        line = {"step": step, "id": example.id, "truth": example.label, "answers": group.answers,
-                "texts": group.texts, "categories": [category_name(c) for c in categories]}
-        if rewards is not None:
-            line |= {"bar": dynamic_bar(categories, quorum).label, "rewards": rewards}
-        lines.append(line)
-    return lines
+def sample_line(step: int, entry: dict, quorum: float) -> dict:
+    """An image of the step for samples.jsonl, whether it stayed (then with the categories and rewards it was
+    trained on) or left it."""
+    categories = entry["categories"]
+    line = {"step": step} | {key: entry[key] for key in ("id", "truth", "answers", "texts")}
+    line["categories"] = [category_name(c) for c in categories]
+    if "rewards" in entry:
+        line |= {"bar": dynamic_bar(categories, quorum).label, "rewards": entry["rewards"]}
+    return line
 
 
 if __name__ == "__main__":

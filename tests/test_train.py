@@ -17,7 +17,7 @@ import train
 from grpo import group_advantages
 from judge import TaxonomyJudge
 from reward import Category, speciarl_rewards
-from rollout import sample
+from rollout import parse_answer, sample
 
 ROOT = Path(train.__file__).parent
 VOLATILE = ("time/", "mem/", "cache/")
@@ -340,6 +340,73 @@ def test_a_poisoned_gradient_is_skipped_and_named(policy, capsys):
     assert "update skipped" in capsys.readouterr().err
 
 
+def test_sft_is_the_likelihood_of_the_label(policy):
+    """The gradient against transformers' own forward on prompt and label, cross-entropy over the label and
+    its end token; the second of two minibatches moves by its own gradient, whatever the first has changed."""
+    images, ids = tiny.pictures((112, 84), (56, 56), (56, 168)), ["a", "b", "c"]
+    labels = {"a": "red finch", "b": "owl", "c": "Black footed Albatross"}
+    groups = train.labelled(policy, images, ids, "what?", labels, toy=False)
+    assert [g.answers for g in groups] == [["red finch"], ["owl"], ["Black footed Albatross"]]
+    assert [parse_answer(g.texts[0]) for g in groups] == list(labels.values())
+    losses, tokens = [], []
+    for image, group in zip(images, groups):
+        turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
+        text = policy.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        target = f"<think></think> <answer>{group.answers[0]}</answer><|im_end|>"
+        inputs = policy.processor(text=[text + target], images=[image], return_tensors="pt")
+        length = len(policy.tokenizer(target)["input_ids"])
+        logits = policy.model(**inputs).logits[0, -length - 1:-1].masked_fill(policy.banned, -torch.inf)
+        losses.append(torch.nn.functional.cross_entropy(logits, inputs["input_ids"][0, -length:],
+                                                        reduction="sum"))
+        tokens.append(length)
+    parameters = [p for p in policy.model.parameters() if p.requires_grad]
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(sum(losses) / sum(tokens), parameters)])
+    expected = -gradient * min(1.0, 1.0 / float(gradient.norm()))
+    for micro_batch in (1, 3):
+        moved, stats = updated(policy, groups, torch.ones(3, 1), method="sft", beta=0.0, lr=1.0,
+                               micro_batch=micro_batch)
+        assert (moved - expected).norm() < 1e-4 * expected.norm()
+        assert stats["policy/nll"] == pytest.approx(float(sum(losses)) / sum(tokens), rel=1e-4)
+    _, stats = updated(policy, groups, torch.ones(3, 1), method="sft", beta=0.0, lr=50.0, minibatch=1)
+    assert stats["policy/ratio_max"] == 1 and stats["policy/clipfrac"] == 0
+
+
+def test_sft_learns_its_labels(tmp_path, checkpoint, tree_judge):
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--method", "sft", "--steps", "6"))
+    log = lines(run / "log.jsonl")
+    nll = [line["policy/nll"] for line in log[1:]]
+    assert nll[-1] < 0.8 * nll[0] and "reward" not in log[1] and not (run / "samples.jsonl").exists()
+    assert log[1]["images"] == 4 and log[1]["judge_errors"] == 0
+    assert json.loads((run / "eval.json").read_text())["greedy"]["cub"]["after"]["n"] == 3
+
+
+@pytest.mark.parametrize("options", [[], ["--loss", "dapo", "--minibatch", "4"]])
+def test_two_processes_are_one(tmp_path, checkpoint, tree_judge, options):
+    """torchrun with gloo: the same samples, and but for the order of sums the same weights and log. One image
+    is unreadable, and with two minibatches one is off-policy."""
+    def run(name, *launcher):
+        argv = arguments(tmp_path, checkpoint, tree_judge, *options)
+        argv[argv.index("--out") + 1] = str(tmp_path / name)
+        made = subprocess.run([sys.executable, *launcher, str(ROOT / "train.py"), *argv], text=True,
+                              capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert made.returncode == 0, made.stderr[-2000:]
+        assert made.stdout.count('"data"') == 1  # one process speaks
+        return tmp_path / name
+    trees.cub(tmp_path)
+    example = train.load_data(train.parse_config(arguments(tmp_path, checkpoint, tree_judge))[0])[0][1]
+    (tmp_path / "CUB_200_2011" / "images" / example.id.removeprefix("cub/")).write_bytes(b"no picture")
+    one = run("one")
+    two = run("two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
+    assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
+    for a, b in zip(lines(one / "log.jsonl"), lines(two / "log.jsonl"), strict=True):
+        figures = {k: v for k, v in a.items() if not k.startswith(("time/", "mem/"))}
+        assert figures == pytest.approx({k: v for k, v in b.items() if k in figures}, abs=1e-5)
+    states = [torch.load(r / "state.pt", weights_only=True)["adapter"] for r in (one, two)]
+    for key, value in states[0].items():
+        torch.testing.assert_close(value, states[1][key], atol=1e-5, rtol=1e-4)
+    assert (one / "eval.json").read_text() == (two / "eval.json").read_text()
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_reference_is_the_base_not_the_policy(policy, temperature):
     """KL against the adapters-off model, by its formula; policy, reference and sampler at one temperature."""
@@ -368,13 +435,13 @@ def test_settings_reach_the_step(tmp_path, checkpoint, tree_judge, monkeypatch):
     steps, asked = [], []
     update, ask = train.update, train.ask
 
-    def recorded(policy, optimizer, groups, advantages, config):
+    def recorded(policy, optimizer, groups, advantages, *rest):
         group, = optimizer.param_groups
         steps.append((groups, advantages, {k: group[k] for k in ("lr", "betas", "weight_decay")}))
-        return update(policy, optimizer, groups, advantages, config)
+        return update(policy, optimizer, groups, advantages, *rest)
 
     monkeypatch.setattr(train, "update", recorded)
-    monkeypatch.setattr(train, "ask", lambda *args, **kwargs: asked.append(kwargs) or ask(*args, **kwargs))
+    monkeypatch.setattr(train, "ask", lambda *args: asked.append(args[3].keywords) or ask(*args))
     run = train.main(arguments(
         tmp_path, checkpoint, tree_judge, "--loss", "dr_grpo", "--temperature", "0.7", "--quorum", "1",
         "--malformed", "-2", "--warmup", "4", "--betas", "0.8", "0.7", "--weight-decay", "0.3", "--seed", "5",
