@@ -163,8 +163,8 @@ def trl(tokens: int, steps: int = 6) -> dict:
     options = GRPOConfig(
         output_dir="/tmp/trl", per_device_train_batch_size=IMAGES * N, num_generations=N, beta=0.01,
         max_completion_length=tokens, max_steps=steps, learning_rate=LR, report_to="none", use_cpu=True,
-        save_strategy="no", logging_strategy="no", gradient_checkpointing=False, bf16=False, max_grad_norm=1.0,
-        temperature=TEMPERATURE, disable_tqdm=True,
+        save_strategy="no", logging_strategy="no", gradient_checkpointing=False, bf16=False,
+        max_grad_norm=1.0, temperature=TEMPERATURE, disable_tqdm=True,
         generation_kwargs={"suppress_tokens": banned, "min_new_tokens": tokens})
     lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|"
                       r"o_proj|gate_proj|up_proj|down_proj)")
@@ -210,8 +210,9 @@ def dropping(count: int) -> dict:
             return out
 
     def spread(policy, prompts, uniforms, *args):
-        for row, length in enumerate(np.random.default_rng(0).permutation(np.linspace(50, 150, len(prompts)))):
-            uniforms[row, int(length) - 1:] = 2.0
+        lengths = np.random.default_rng(0).permutation(np.linspace(50, 150, len(prompts)).astype(int))
+        for row, length in enumerate(lengths):
+            uniforms[row, length - 1:] = 2.0
         return decode(policy, prompts, uniforms, *args)
     rollout._decode, rollout.Sampler = spread, Ending
     share = rollout.DROP
@@ -237,7 +238,8 @@ def growth(tokens: int) -> dict:
     return {"seconds": found, "prompt": prompt}
 
 
-CHILDREN = {"plain": lambda tokens: ours(tokens, plain=True), "ours": lambda tokens: ours(tokens, plain=False),
+CHILDREN = {"plain": lambda tokens: ours(tokens, plain=True),
+            "ours": lambda tokens: ours(tokens, plain=False),
             "trl": trl, "dropping": dropping, "growth": growth}
 
 
