@@ -1,4 +1,5 @@
-"""The paper's figures: correctness, specificity, their harmonic mean (HM), best-of-N, bootstrap intervals.
+"""The paper's figures: correctness, specificity, their harmonic mean (HM), best-of-N, bootstrap intervals,
+paired differences, text inclusion.
 
 Copy this file together with reward.py. As a library: `summarize([Category.GENERIC, Category.WRONG, None])`.
 
@@ -18,6 +19,9 @@ from reward import Category, dynamic_bar
 
 LEVEL = {Category.WRONG: 0, Category.ABSTAIN: 1, Category.GENERIC: 2, Category.LESS_SPECIFIC: 3,
          Category.SPECIFIC: 4, Category.MORE_SPECIFIC: 4}  # Wrong answers never enter the mean
+FIGURES = ("correctness", "specificity", "harmonic_mean")
+# Datasets that the literature averages over (Conti et al., ICCV 2025).
+FAMILIES = {"fine-grained": ("flowers", "food", "pets"), "very fine-grained": ("cars", "aircraft")}
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,12 @@ def best_of_n(groups: Sequence[Sequence[Category | None]]) -> list[Category | No
     return [max((Category(c) for c in group if c is not None), default=None) for group in groups]
 
 
+def text_inclusion(truth: str, answer: str | None) -> bool:
+    """Whether the answer holds the truth, letter by letter: no word boundary, only case and outer space are
+    free (lmms-owc's TI). A malformed answer holds nothing."""
+    return truth.lower().strip() in (answer or "").lower().strip()
+
+
 def group_figures(groups: Sequence[Sequence[Category | None]], rewards, advantages,
                   quorum: float = 0.0) -> dict[str, float]:
     """What one watches while training. groups: B lists of N categories; rewards, advantages: (B, N) lists.
@@ -90,8 +100,17 @@ def group_figures(groups: Sequence[Sequence[Category | None]], rewards, advantag
 
 def average(summaries: Sequence[Summary]) -> dict[str, float]:
     """Mean over datasets of the datasets' own figures, HM included, as the paper's tables do."""
-    names = ("correctness", "specificity", "harmonic_mean")
-    return {name: float(np.mean([getattr(s, name) for s in summaries])) for name in names}
+    return {name: float(np.mean([getattr(s, name) for s in summaries])) for name in FIGURES}
+
+
+def means_over(names: Sequence[str]) -> dict[str, list[str]]:
+    """The means a table of these datasets has: title -> its datasets. Of all; and of each family of which
+    two are there, the title saying so where some are not."""
+    means = {f"mean of {len(names)}": list(names)}
+    for family, members in FAMILIES.items():
+        there = [name for name in names if name in members]
+        means[family + (f" ({len(there)} of {len(members)})" if len(there) < len(members) else "")] = there
+    return {title: there for title, there in means.items() if len(there) > 1}
 
 
 def _image_sums(groups) -> np.ndarray:
@@ -109,17 +128,47 @@ def bootstrap(groups: Sequence[Sequence[Category | None]], resamples: int = 1000
     sums = _image_sums(groups)
     if not len(sums):
         return np.zeros((resamples, 3))
-    picks = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
-    n, good, level = np.stack([sums[p].sum(0) for p in picks]).T
+    rng = np.random.default_rng(seed)
+    drawn = [sums[rng.integers(len(sums), size=len(sums))].sum(0) for _ in range(resamples)]
+    return np.stack(_figures(*np.stack(drawn).T), axis=1)
+
+
+def _figures(n, good, level):
+    """Correctness, specificity and HM of sums over images (arrays of one shape)."""
     correctness = np.divide(good, n, out=np.zeros_like(n), where=n > 0)
     specificity = np.divide(level, 4 * good, out=np.zeros_like(n), where=good > 0)
-    return np.stack([correctness, specificity, harmonic_mean(correctness, specificity)], axis=1)
+    return correctness, specificity, harmonic_mean(correctness, specificity)
 
 
-def intervals(groups: Sequence[Sequence[Category | None]], confidence: float = 0.95, resamples: int = 1000,
-              seed: int = 0) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap interval of each figure, over images."""
+def _percentiles(draws: np.ndarray, confidence: float) -> dict[str, tuple[float, float]]:
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(bootstrap(groups, resamples, seed), [tail, 100 - tail], axis=0)
-    names = ("correctness", "specificity", "harmonic_mean")
-    return {name: (float(a), float(b)) for name, a, b in zip(names, low, high)}
+    low, high = np.percentile(draws, [tail, 100 - tail], axis=0)
+    return {name: (float(a), float(b)) for name, a, b in zip(FIGURES, low, high)}
+
+
+def intervals(*datasets: Sequence[Sequence[Category | None]], confidence: float = 0.95, resamples: int = 1000,
+              seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap interval of each figure over a dataset's images; of several datasets, of the mean
+    of their own figures (each drawn by a seed of its own, seed + 0, 1, ...). An empty group, an image
+    without a verdict, is not drawn."""
+    draws = [bootstrap([g for g in groups if g], resamples, seed + i) for i, groups in enumerate(datasets)]
+    return _percentiles(np.mean(draws, axis=0), confidence)
+
+
+def difference(*datasets: tuple[Sequence, Sequence], confidence: float = 0.95, resamples: int = 1000,
+               seed: int = 0) -> dict:
+    """The second system's figures minus the first's, over the images for which both have a verdict, with the
+    paired bootstrap interval. datasets: (first's groups, second's groups), the same images in the same order
+    (an empty group = no verdict); of several datasets, the mean of their own differences.
+
+    Returns {"images": how many entered, figure: its difference, "intervals": {figure: (low, high)}}.
+    """
+    points, draws, images = [], [], 0
+    for i, systems in enumerate(datasets):
+        both = [pair for pair in zip(*systems, strict=True) if all(pair)]
+        one, two = [a for a, _ in both], [b for _, b in both]
+        points.append(np.subtract(_figures(*_image_sums(two).sum(0)), _figures(*_image_sums(one).sum(0))))
+        draws.append(bootstrap(two, resamples, seed + i) - bootstrap(one, resamples, seed + i))
+        images += len(both)
+    return {"images": images, **dict(zip(FIGURES, np.mean(points, axis=0).tolist())),
+            "intervals": _percentiles(np.mean(draws, axis=0), confidence)}
