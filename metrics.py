@@ -11,7 +11,8 @@ Judge errors and unreadable images are left out of n and reported beside it: an 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
 
 import numpy as np
 
@@ -77,6 +78,14 @@ def text_inclusion(truth: str, answer: str | None) -> bool:
     """Whether the answer holds the truth, letter by letter: no word boundary, only case and outer space are
     free (lmms-owc's TI). A malformed answer holds nothing."""
     return truth.lower().strip() in (answer or "").lower().strip()
+
+
+def similarity(embed, truth: str, answers: Sequence[str | None]) -> list[float]:
+    """Dot product of each whole answer with the truth (lmms-owc's SS), 0 for a malformed one. embed: texts ->
+    as many vectors of unit length."""
+    texts = list(dict.fromkeys([truth, *filter(None, answers)]))
+    vectors = dict(zip(texts, embed(texts)))
+    return [round(float(vectors[a] @ vectors[truth]), 6) if a else 0.0 for a in answers]
 
 
 def group_figures(groups: Sequence[Sequence[Category | None]], rewards, advantages,
@@ -161,7 +170,8 @@ def difference(*datasets: tuple[Sequence, Sequence], confidence: float = 0.95, r
     paired bootstrap interval. datasets: (first's groups, second's groups), the same images in the same order
     (an empty group = no verdict); of several datasets, the mean of their own differences.
 
-    Returns {"images": how many entered, figure: its difference, "intervals": {figure: (low, high)}}.
+    Returns {"summary": {figure: its difference}, "intervals": {figure: (low, high)}, "images": how many
+    entered}.
     """
     points, draws, images = [], [], 0
     for i, systems in enumerate(datasets):
@@ -170,5 +180,140 @@ def difference(*datasets: tuple[Sequence, Sequence], confidence: float = 0.95, r
         points.append(np.subtract(_figures(*_image_sums(two).sum(0)), _figures(*_image_sums(one).sum(0))))
         draws.append(bootstrap(two, resamples, seed + i) - bootstrap(one, resamples, seed + i))
         images += len(both)
-    return {"images": images, **dict(zip(FIGURES, np.mean(points, axis=0).tolist())),
-            "intervals": _percentiles(np.mean(draws, axis=0), confidence)}
+    return {"summary": dict(zip(FIGURES, np.mean(points, axis=0).tolist())),
+            "intervals": _percentiles(np.mean(draws, axis=0), confidence), "images": images}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Rows of a table
+
+_VERDICT = {c.label: c for c in Category} | {"malformed": None}
+
+
+@dataclass
+class Tally:
+    """What stays in memory of one system's answers to one dataset: verdicts and sums, no text.
+
+    A record is a dict with "categories", N words (a category's label or "malformed"; any other is no
+    verdict), and "scores", lists of N numbers by name; or with "unreadable", a line.
+    """
+    groups: list[list] = field(default_factory=list)  # an image's N verdicts, "error" where there is none
+    unreadable: list[str] = field(default_factory=list)  # a line each; the image's group is empty
+    sums: dict[str, float] = field(default_factory=dict)  # of each score, over all answers
+
+    def add(self, record: dict) -> None:
+        if "unreadable" in record:
+            self.unreadable.append(record["unreadable"])
+        self.groups.append([_VERDICT.get(word, "error") for word in record.get("categories", ())])
+        for name, values in record.get("scores", {}).items():
+            self.sums[name] = self.sums.get(name, 0.0) + sum(values)
+
+    def verdicts(self, k: int | None = None) -> list[list]:
+        """A list an image of what its first k answers were judged, without errors."""
+        return [[c for c in group[:k] if c != "error"] for group in self.groups]
+
+    def best_of(self, k: int) -> list[list]:
+        """What an oracle picks of each image's first k answers; [] for an image without a verdict."""
+        return [best_of_n([group]) if group else [] for group in self.verdicts(k)]
+
+    def summary(self) -> Summary:
+        judged, n = [c for group in self.verdicts() for c in group], sum(map(len, self.groups))
+        return summarize(judged, n - len(judged), len(self.unreadable))
+
+    def scores(self) -> dict[str, float]:
+        """Mean of each score over all answers."""
+        return {name: total / max(1, sum(map(len, self.groups))) for name, total in self.sums.items()}
+
+
+def measured(tallies: Sequence[Tally], firsts: Sequence[Tally] = (), n: int = 1) -> dict:
+    """A row of the table, ready for JSON: one dataset's figures, or the mean over several of their own. With
+    intervals; for n > 1 with the best of the first k answers, k every power of two up to n, and n; and with
+    the difference to the tallies of a first system on the same datasets."""
+    def figures(summaries: list[Summary], datasets: list[list]) -> dict:
+        return {"summary": summaries[0].to_json() if len(summaries) == 1 else average(summaries),
+                "intervals": intervals(*datasets), "images": sum(bool(g) for d in datasets for g in d)}
+
+    datasets = [t.verdicts() for t in tallies]
+    row = figures([t.summary() for t in tallies], datasets)
+    row["scores"] = {name: float(np.mean([t.scores()[name] for t in tallies if t.sums]))
+                     for name in next((t.sums for t in tallies if t.sums), {})}
+    row["unreadable"] = [line for t in tallies for line in t.unreadable]
+    if n > 1:
+        picked = {k: [t.best_of(k) for t in tallies] for k in {n, *(2 ** i for i in range(n.bit_length()))}}
+        row["best_of"] = {str(k): figures([summarize([c for group in d for c in group]) for d in picked[k]],
+                                          picked[k]) for k in sorted(picked)}
+    if firsts:
+        row["difference"] = difference(*zip([t.verdicts() for t in firsts], datasets))
+    return row
+
+
+LEGEND = """\
+[ ]: 95 % bootstrap intervals over images. malf.: no answer to judge, counts as wrong. errors (answers without
+a verdict) and unreadable images are left out. included: the answer holds the truth's name. thought: the
+reasoning names the truth, the answer does not. similar: cosine of the embedded answer and truth. best of k:
+of the first k answers an oracle takes the best."""
+
+
+def table(systems: dict[str, dict[str, dict]]) -> str:
+    """Three blocks of text: the figures, with the differences to the first system; what the answers are; HM
+    of the best of k. systems: title -> dataset or mean -> its row as `measured` makes it."""
+    first, rows = next(iter(systems.items()))
+    row, minus = next(iter(rows.values())), f"  minus {first}"
+    left = 2 + max(map(len, rows)), 2 + max(map(len, [*systems, minus]))
+
+    def block(head: str, cells) -> str:
+        """cells(row) -> {what stands below the title ("": the title's own line): text}."""
+        lines = [" " * sum(left) + head]
+        for place in rows:
+            for title in systems:
+                for below, text in cells(systems[title][place]).items():
+                    start = place if title == first and not below else ""
+                    lines.append(f"{start:<{left[0]}}{below or title:<{left[1]}}{text}".rstrip())
+        return "\n".join(lines)
+
+    def figures(r: dict, sign: str = "") -> str:
+        bounds = {f: "[{:{s}.3f} {:{s}.3f}]".format(*r["intervals"][f], s=sign) for f in FIGURES}
+        cells = [f"{r['summary'][f]:{sign or ' '}.3f} {bounds[f]:<19}" for f in FIGURES]
+        return "".join(cells) + f"{r['images']:>7}"
+
+    def main(r: dict) -> dict:
+        best = list(r.get("best_of", {}).items())[-1:]
+        return {"": figures(r)} | {f"  best of {k}": figures(b) for k, b in best} | (
+            {minus: figures(r["difference"], "+")} if "difference" in r else {})
+
+    def answers(r: dict) -> dict:
+        s = r["summary"]
+        counts = [*s["counts"].values(), s["malformed"]] if "n" in s else []  # a mean has none
+        kinds = [f"{s['n']:>8}", *(f"{k / max(1, s['n']):>7.3f}" for k in counts),
+                 f"{s['judge_errors']:>8}{s['unreadable']:>12}"] if counts else []
+        return {"": f"{''.join(kinds):<77}" + "".join(f"{v:>10.3f}" for v in r["scores"].values())}
+
+    names = {"text_inclusion": "included", "thought_not_said": "thought", "semantic_similarity": "similar"}
+    blocks = [block("".join(f" {f.replace('_', ' '):<25}" for f in FIGURES) + "images", main),
+              block(" answers  wrong  abst.   gen.   less  spec.   more  malf.  errors  unreadable"
+                    + "".join(f"{names[name]:>10}" for name in row["scores"]), answers)]
+    if "best_of" in row:
+        def by_k(r: dict) -> dict:
+            means = [b["summary"]["harmonic_mean"] for b in r["best_of"].values()]
+            return {"": " " * 11 + "".join(f"{hm:>7.3f}" for hm in means)}
+        blocks.append(block("HM, best of" + "".join(f"{k:>7}" for k in row["best_of"]), by_k))
+    return "\n\n".join([*blocks, LEGEND])
+
+
+def comparison(results: dict, trained_on: list[str]) -> str:
+    """Before -> after as text, with the mean over the datasets that training never saw."""
+    trained_on = ["toy-bird" if name == "toy" else name for name in trained_on]
+    lines = [f"{'':<40}" + "".join(f"{k.replace('_', ' '):>20}" for k in FIGURES) + f"{'malformed':>20}"]
+    for how, sets in results.items():
+        unseen = [name for name in sets if name not in trained_on]
+        for name, r in sets.items():
+            cells = [f"{r['before'][k]:.3f} -> {r['after'][k]:.3f}" for k in FIGURES]
+            malformed = [r[when]["malformed"] / max(1, r[when]["n"]) for when in ("before", "after")]
+            cells.append("{:.3f} -> {:.3f}".format(*malformed))
+            title = f"{how} · {name}" + (" (trained on)" if name in trained_on else "")
+            lines.append(f"{title:<40}" + "".join(f"{c:>20}" for c in cells))
+        if len(unseen) > 1:
+            mean = [[fmean(sets[n][w][k] for n in unseen) for w in ("before", "after")] for k in FIGURES]
+            lines.append(f"{how + ' · mean of the unseen':<40}"
+                         + "".join("{:.3f} -> {:.3f}".format(*m).rjust(20) for m in mean))
+    return "\n".join(lines)

@@ -34,8 +34,8 @@ PROMPTS = {
     "calibrated": f"{_QUESTION} Above all be right: name the exact kind only if you are confident of it, and "
                   f"a broader one if you are not. {_FORMAT}",
     "elimination": f"{_QUESTION} While you think, write down at most three names that could fit, and strike "
-                   "out each one that something in the picture speaks against. Settle on the one that remains; "
-                   f"if no single one does, on the broad kind that you are certain of. {_FORMAT}",
+                   "out each one that something in the picture speaks against. Settle on the one left over; "
+                   f"if no single one is, on the broad kind that you are certain of. {_FORMAT}",
     "high_precision": f"{_QUESTION} Go exactly as far into detail as what you see bears out, and rather "
                       f"decline than say what you are unsure of. {_FORMAT}",
     "max_correctness": f"{_QUESTION} A vague answer costs nothing, a mistake everything: choose the most "
