@@ -311,7 +311,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-pixels", type=int, default=512 * 28 * 28, help="larger images are scaled down")
     p.add_argument("--rows", type=int, default=256, help="answers decoded at a time (memory)")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", metavar="FILE.json", help="write the figures there and the answers to FILE.jsonl, "
+    p.add_argument("--out", metavar="FILE.json", help="write the figures there, the answers to FILE.jsonl, "
                    "from which the same command goes on after a kill (--rows may differ)")
     return p
 
