@@ -341,7 +341,7 @@ def measure(args, load, question: str, judge_name: str, settings: dict, told: di
     before = written(file, told) if file else iter(())
     judge = embed = None
     tallies = {adapter: {name: Tally() for name in sets} for adapter in args.adapter}
-    for adapter, title in zip(args.adapter, titles(args.adapter)):
+    for adapter in args.adapter:
         policy = None  # two would not fit in the memory
         for name, examples in sets.items():
             tally, place = tallies[adapter][name], {"adapter": adapter, "data": name}
@@ -356,7 +356,7 @@ def measure(args, load, question: str, judge_name: str, settings: dict, told: di
             judge = judge or load_judge(judge_name, args, policy.device)
             embed = embed or (load_embedder(args.embedder, policy.device) if args.embedder else None)
             for records in answered(policy, judge, examples, question, args.n, **settings, seed=args.seed,
-                                    rows=args.rows, label=f"{title} {name}", embed=embed,
+                                    rows=args.rows, label=f"{adapter} {name}", embed=embed,
                                     first=len(tally.groups)):
                 verdicts = [c for r in records for c in r.get("categories", ())]
                 if len(verdicts) >= 16:  # a judge that is gone is no result; a few errors are
@@ -422,12 +422,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
         run(args)
-    except (ValueError, OSError, torch.cuda.OutOfMemoryError) as e:
-        lines = str(e).splitlines() or [type(e).__name__]
-        sys.exit(f"evaluate.py: {lines[0]}")
-    except (KeyboardInterrupt, JudgeFailed) as e:
+    except (ValueError, OSError) as e:
+        sys.exit(f"evaluate.py: {(str(e).splitlines() or [type(e).__name__])[0]}")
+    except (KeyboardInterrupt, JudgeFailed, torch.cuda.OutOfMemoryError) as e:
         kept = "; what is written stands, the same command goes on" if args.out and not args.image else ""
-        sys.exit(f"evaluate.py: {str(e) or 'stopped'}{kept}")
+        sys.exit(f"evaluate.py: {(str(e).splitlines() or ['stopped'])[0]}{kept}")
 
 
 if __name__ == "__main__":
