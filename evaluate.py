@@ -2,33 +2,41 @@
 pictures.
 
     python evaluate.py --data toy-bird,toy-fish --adapter none runs/toy/adapter
-    python evaluate.py --data cub --root DIR --model Qwen/Qwen2.5-VL-7B-Instruct --adapter none runs/x/adapter
+    python evaluate.py --data flowers,food,pets,cars,aircraft --root DIR --adapter none runs/x/adapter
+    python evaluate.py --data cub --root DIR --n 64 --temperature 0.6 --out best_of.json
     python evaluate.py --image photo.jpg --model Qwen/Qwen2.5-VL-7B-Instruct --n 8
 
-Greedy by default; `--n 8 --temperature 1` samples, and adds best-of-N. Prints correctness, specificity and
-their harmonic mean with 95 % bootstrap intervals over images, the share of each category, and writes them
-with `--out`.
+Greedy by default, sampled with `--n 8`. Prints correctness, specificity and their harmonic mean with 95 %
+bootstrap intervals over images, the paired difference of every further adapter to the first, what the answers
+are, and what an oracle would pick of the first k. `--out FILE.json` keeps it, and every answer in FILE.jsonl,
+from which the same command goes on after a kill.
 
-Where this departs from the paper: the judge is whichever is given (the paper's evaluations use Llama-3-70B),
-and a malformed answer counts as wrong inside n instead of standing outside it.
+Where this departs from the paper and from lmms-owc:
+1. The judge is whichever is given (the paper's evaluations use Llama-3-70B).
+2. A malformed answer counts as wrong inside n instead of standing outside it. It holds no truth and resembles
+   nothing (0 in text inclusion and similarity), and is never "thought, not said".
+3. Text inclusion and similarity are of the answer between the tags, all answers, those without a verdict too.
 """
 
 import argparse
+import hashlib
 import json
 import os
+import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from tqdm import tqdm
+from transformers import AutoModel, AutoTokenizer
 
 import data
 import policy as policies
 import toy
-from judge import JUDGE_ERROR, Judge, TaxonomyJudge, add_arguments, judge_groups, open_judge
-from metrics import Summary, average, best_of_n, intervals, summarize
+from judge import (JUDGE_ERROR, Judge, TaxonomyJudge, add_arguments, judge_groups, normalize_label,
+                   open_judge)
+from metrics import Tally, comparison, means_over, measured, similarity, table, text_inclusion
 from policy import adapters_off
 from reward import Category
 from rollout import PROMPTS, Group, sample
@@ -121,46 +129,87 @@ def category_name(category) -> str:
 # Evaluation
 
 
+def thought_not_said(truth: str, text: str, answer: str | None) -> bool:
+    """Whether the reasoning, all that stands outside the answer's tags, names the truth and the answer does
+    not: normalised, as whole words."""
+    if answer is None:
+        return False
+    reasoning = re.sub(r"(<think>.*?</think>)|<answer>.*?</answer>", r"\1 ", text, flags=re.DOTALL)
+    name, thought, said = (f" {normalize_label(t)} " for t in (truth, reasoning, answer))
+    return name in thought and name not in said
+
+
+def load_embedder(name: str, device="cpu"):
+    """Texts -> (len, D) float32 of unit length, as sentence-transformers' all-MiniLM-L6-v2 makes them: the
+    mean over a text's tokens, at most 256. name: any encoder's folder or hub name. Raises OSError."""
+    @torch.inference_mode()
+    def embed(texts: list[str]) -> torch.Tensor:
+        rows = []
+        for i in range(0, len(texts), 256):
+            batch = tokenizer(texts[i:i + 256], padding=True, truncation=True, max_length=longest,
+                              return_tensors="pt").to(device)
+            mask = batch["attention_mask"][..., None]
+            mean = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
+            rows.append(torch.nn.functional.normalize(mean, dim=-1))
+        return torch.cat(rows)
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModel.from_pretrained(name, dtype=torch.float32).to(device).eval()
+        longest = min(256, getattr(model.config, "max_position_embeddings", 256))
+        embed(["a", "a longer text"])
+    except Exception as e:  # whatever is wrong with a model that is no encoder of texts
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise OSError(f"cannot load the embedder {name!r}: {reason}") from None
+    return embed
+
+
+def answered(policy, judge: Judge, examples: list[data.Example], question: str, n: int = 1,
+             temperature: float = 0.0, max_new_tokens: int = 512, seed: int = 0, rows: int = 256,
+             label: str = "evaluate", embed=None, first: int = 0):
+    """N answers an image, greedy at temperature 0, judged: yields lists of records, one an image in the order
+    of the examples from number `first` on, a batch of at most `rows` answers at a time."""
+    if n > 1 and temperature == 0:
+        raise ValueError("n > 1 greedy answers to one image are all the same: give a temperature")
+
+    def records(batch: list[data.Example]) -> list[dict]:
+        read, rollouts, bad = ask(policy, batch, question, n=n, temperature=temperature,
+                                  max_new_tokens=max_new_tokens, seed=seed, stream="evaluate", max_rows=rows)
+        judged = judge_groups(judge, [e.label for e in read], [g.answers for g in rollouts])
+        made, bad = {}, iter(bad)
+        for e, group, categories in zip(read, rollouts, judged):
+            scores = {"text_inclusion": [int(text_inclusion(e.label, a)) for a in group.answers],
+                      "thought_not_said": [int(thought_not_said(e.label, t, a))
+                                           for t, a in zip(group.texts, group.answers)]}
+            if embed:
+                scores["semantic_similarity"] = similarity(embed, e.label, group.answers)
+            made[e.id] = {"id": e.id, "domain": e.domain, "truth": e.label, "texts": group.texts,
+                          "answers": group.answers, "categories": [category_name(c) for c in categories],
+                          "scores": scores}
+        return [made.get(e.id) or {"id": e.id, "unreadable": next(bad)} for e in batch]
+
+    size = max(1, rows // n)
+    with tqdm(total=len(examples), initial=first, desc=label, unit="image", leave=False) as bar:
+        while first < len(examples):
+            batch = examples[first:(first // size + 1) * size]  # the same batches wherever it starts
+            yield records(batch)
+            first += len(batch)
+            bar.update(len(batch))
+
+
 def evaluate(policy, judge: Judge, examples: list[data.Example], question: str, n: int = 1,
              temperature: float = 0.0, max_new_tokens: int = 512, seed: int = 0, rows: int = 256,
              label: str = "evaluate") -> dict:
-    """N answers an image, greedy at temperature 0, judged. Returns {"summary": Summary, "groups": one list of
-    categories an image (None = malformed, judge errors left out), "records": one dict an image, "unreadable":
-    lines}.
-    """
-    if n > 1 and temperature == 0:
-        raise ValueError("n > 1 greedy answers to one image are all the same: give a temperature")
-    records, groups, unreadable, errors = [], [], [], 0
-    per_batch = max(1, rows // n)
-    for i in tqdm(range(0, len(examples), per_batch), desc=label, unit="batch", leave=False):
-        read, rollouts, bad = ask(policy, examples[i:i + per_batch], question, n=n, temperature=temperature,
-                                  max_new_tokens=max_new_tokens, seed=seed, stream="evaluate", max_rows=rows)
-        unreadable += bad
-        judged = judge_groups(judge, [e.label for e in read], [g.answers for g in rollouts])
-        for example, group, categories in zip(read, rollouts, judged):
-            errors += categories.count(JUDGE_ERROR)
-            groups.append([c for c in categories if c != JUDGE_ERROR])
-            records.append({"id": example.id, "domain": example.domain, "truth": example.label,
-                            "texts": group.texts, "answers": group.answers,
-                            "categories": [category_name(c) for c in categories]})
-    summary = summarize([c for group in groups for c in group], errors, len(unreadable))
-    return {"summary": summary, "groups": groups, "records": records, "unreadable": unreadable}
-
-
-def row(name: str, s: Summary, bounds: dict | None = None) -> str:
-    """One line of the table."""
-    def figure(value, key):
-        low, high = bounds[key] if bounds else (None, None)
-        return f"{value:.3f} [{low:.3f} {high:.3f}]" if bounds else f"{value:.3f}" + " " * 14
-    shares = " ".join(f"{s.shares[c]:.2f}" for c in Category)
-    odd = f"{s.malformed / s.n:.3f}" if s.n else "-"
-    return (f"{name:<28} {figure(s.correctness, 'correctness')} {figure(s.specificity, 'specificity')} "
-            f"{figure(s.harmonic_mean, 'harmonic_mean')} {s.n:>6} {odd:>9} {s.judge_errors:>6} "
-            f"{s.unreadable:>6}  {shares}")
-
-
-HEADER = (f"{'':<28} {'correctness':<20}{'specificity':<20}{'harmonic mean':<20}{'n':>6} {'malformed':>9} "
-          f"{'errors':>6} {'unread':>6}  {'W    A    G    S-   S    S+'}")
+    """All of `answered` in memory. Returns {"summary": Summary, "groups": one list of categories an image
+    (None = malformed, judge errors left out), "records": one dict an image, "unreadable": lines}."""
+    tally, records = Tally(), []
+    for batch in answered(policy, judge, examples, question, n, temperature, max_new_tokens, seed, rows,
+                          label):
+        for record in batch:
+            tally.add(record)
+            records += [record] if "answers" in record else []
+    groups = [judged for group, judged in zip(tally.groups, tally.verdicts()) if group]
+    return {"summary": tally.summary(), "groups": groups, "records": records, "unreadable": tally.unreadable}
 
 
 def before_and_after(policy, judge: Judge, tests: dict[str, list], question: str, max_new_tokens: int,
@@ -180,24 +229,40 @@ def before_and_after(policy, judge: Judge, tests: dict[str, list], question: str
     return results
 
 
-def comparison(results: dict, trained_on: list[str]) -> str:
-    """Before -> after as text, with the mean over the datasets that training never saw."""
-    trained_on = ["toy-bird" if name == "toy" else name for name in trained_on]
-    keys = ("correctness", "specificity", "harmonic_mean")
-    lines = [f"{'':<40}" + "".join(f"{k.replace('_', ' '):>20}" for k in keys) + f"{'malformed':>20}"]
-    for how, sets in results.items():
-        unseen = [name for name in sets if name not in trained_on]
-        for name, r in sets.items():
-            cells = [f"{r['before'][k]:.3f} -> {r['after'][k]:.3f}" for k in keys]
-            malformed = [r[when]["malformed"] / max(1, r[when]["n"]) for when in ("before", "after")]
-            cells.append("{:.3f} -> {:.3f}".format(*malformed))
-            title = f"{how} · {name}" + (" (trained on)" if name in trained_on else "")
-            lines.append(f"{title:<40}" + "".join(f"{c:>20}" for c in cells))
-        if len(unseen) > 1:
-            mean = [[fmean(sets[name][w][k] for name in unseen) for w in ("before", "after")] for k in keys]
-            lines.append(f"{how + ' · mean of the unseen':<40}"
-                         + "".join("{:.3f} -> {:.3f}".format(*m).rjust(20) for m in mean))
-    return "\n".join(lines)
+# ------------------------------------------------------------------------------------------------------------
+# Records on disk
+
+
+def append(file: Path, arguments: dict, records: list[dict]) -> None:
+    """A line a record, on disk when it returns; the file's first line says what they are answers to."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    head = [] if file.exists() and file.stat().st_size else [{"arguments": arguments}]
+    with file.open("a", encoding="utf-8") as f:
+        f.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in head + records))
+
+
+def written(file: Path, arguments: dict):
+    """Yields the records that the same command wrote before, one at a time; a last line that a kill left
+    half-written is cut off. Raises ValueError naming what differs, or the line that is no record."""
+    end = 0
+    with file.open("r+b") if file.exists() else nullcontext([]) as f:
+        for number, line in enumerate(f, 1):
+            if not line.endswith(b"\n"):
+                f.truncate(end)
+                return
+            end += len(line)
+            try:
+                value = json.loads(line)
+                before = value["id"] if number > 1 else dict(value["arguments"])
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(f"{file}, line {number} is no record of an evaluation") from None
+            if number > 1:
+                yield value
+                continue
+            changed = "; ".join(f"{name} was {str(before.get(name)):.60}, now {str(now):.60}"
+                                for name, now in arguments.items() if before.get(name) != now)
+            if changed:
+                raise ValueError(f"{file} holds the answers to another command: {changed}")
 
 
 def answer_pictures(policy, paths: list[str], question: str, n: int, temperature: float, **kwargs) -> None:
@@ -218,93 +283,151 @@ def answer_pictures(policy, paths: list[str], question: str, n: int, temperature
         raise OSError("none of the pictures could be read")
 
 
+# ------------------------------------------------------------------------------------------------------------
+# Command line
+
+
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", default=",".join(TOY_SETS), help="datasets, comma between them")
     p.add_argument("--root", help="folder of the datasets (default: data)")
     p.add_argument("--split", default="test", choices=("train", "val", "test"))
+    p.add_argument("--protocol", default="official", choices=("official", "coop"), help="whose splits")
     p.add_argument("--limit", type=int, help="at most this many images a dataset, a random subset by seed 42")
     p.add_argument("--image", nargs="+", metavar="FILE", help="name these pictures instead")
     p.add_argument("--model", help="checkpoint folder or hub name, or toy (default: the adapter's base, "
                                    f"else toy for the embedded world, {MODEL} otherwise)")
     p.add_argument("--adapter", nargs="+", default=["none"], metavar="DIR",
-                   help="adapters, a table row each; none = the base")
+                   help="adapters, compared with the first; none = the base")
     p.add_argument("--prompt", default="base", help="the question: " + ", ".join(PROMPTS))
-    p.add_argument("--n", type=int, default=1, help="answers an image")
+    p.add_argument("--n", type=int, default=1, help="answers an image; above 1 with the best of 1, 2, 4, ...")
     p.add_argument("--temperature", type=float, help="default: 0 (greedy) for n = 1, else 1")
     p.add_argument("--judge", help="chat model, taxonomy.json, or taxonomy (default: taxonomy for the "
                                    f"embedded world, else {JUDGE})")
     add_arguments(p)
     p.add_argument("--judge-cache", default=VERDICTS, help="file of remembered verdicts, or none")
+    p.add_argument("--embedder", help="encoder of texts, folder or hub name: adds semantic similarity "
+                                      "(the literature's: sentence-transformers/all-MiniLM-L6-v2)")
     p.add_argument("--max-new-tokens", type=int, default=512)
     p.add_argument("--max-pixels", type=int, default=512 * 28 * 28, help="larger images are scaled down")
     p.add_argument("--rows", type=int, default=256, help="answers decoded at a time (memory)")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", help="write summaries and every answer to this JSON file")
+    p.add_argument("--out", metavar="FILE.json", help="write the figures there, the answers to FILE.jsonl, "
+                   "from which the same command goes on after a kill (--rows may differ)")
     return p
 
 
-def adapter_base(folder: str) -> str | None:
-    """The checkpoint an adapter was trained on, as its config says."""
-    config = Path(folder) / "adapter_config.json"
-    return json.loads(config.read_text()).get("base_model_name_or_path") or None if config.is_file() else None
+def adapter_config(folder: str) -> dict:
+    """An adapter's config, and as "weights" a hash of its weights: answers of another training are others."""
+    file = Path(folder) / "adapter_config.json"
+    if not file.is_file():
+        raise OSError(f"no adapter in {folder}: there is no adapter_config.json")
+    weights = hashlib.sha256((Path(folder) / "adapter_model.safetensors").read_bytes()).hexdigest()
+    return json.loads(file.read_text()) | {"weights": weights[:16]}
+
+
+def titles(adapters: list[str]) -> list[str]:
+    """Short names: "base", the run's folder, or the whole path where two runs' folders have one name."""
+    names = ["base" if a == "none" else Path(a.removesuffix("/").removesuffix("/adapter")).name
+             for a in adapters]
+    return [name if names.count(name) == 1 else a for name, a in zip(names, adapters)]
+
+
+def measure(args, load, question: str, judge_name: str, settings: dict, told: dict) -> dict:
+    """Answers to all datasets with every adapter. load(adapter) -> its policy; told: all that the answers
+    depend on. Returns adapter -> dataset or mean -> its row of the table."""
+    sets = {name: data.load(name, args.split, args.root, args.limit, protocol=args.protocol)
+            for name in args.data.split(",")}
+    file = Path(args.out.removesuffix(".json") + ".jsonl") if args.out else None
+    before = written(file, told) if file else iter(())
+    judge = embed = None
+    tallies = {adapter: {name: Tally() for name in sets} for adapter in args.adapter}
+    for adapter in args.adapter:
+        policy = None  # two would not fit in the memory
+        for name, examples in sets.items():
+            tally, place = tallies[adapter][name], {"adapter": adapter, "data": name}
+            for example, record in zip(examples, before):
+                if record | place | {"id": example.id} != record:
+                    raise ValueError(f"{file} goes on with {record['id']}, the data with {example.id}: "
+                                     "they have changed, give another --out")
+                tally.add(record)
+            if len(tally.groups) == len(examples):
+                continue
+            policy = policy or load(adapter)
+            judge = judge or load_judge(judge_name, args, policy.device)
+            embed = embed or (load_embedder(args.embedder, policy.device) if args.embedder else None)
+            for records in answered(policy, judge, examples, question, args.n, **settings, seed=args.seed,
+                                    rows=args.rows, label=f"{adapter} {name}", embed=embed,
+                                    first=len(tally.groups)):
+                verdicts = [c for r in records for c in r.get("categories", ())]
+                if len(verdicts) >= 16:  # a judge that is gone is no result; a few errors are
+                    trust(judge, verdicts.count(JUDGE_ERROR), len(verdicts), 0.5, "answers")
+                if file:
+                    append(file, told, [place | r for r in records])
+                for record in records:
+                    tally.add(record)
+    if next(before, None):
+        raise ValueError(f"{file} holds more answers than there are images: give another --out")
+    rows, results = {name: [name] for name in sets} | means_over(list(sets)), {}
+    for adapter, of in tallies.items():
+        first = tallies[args.adapter[0]] if results else {}
+        results[adapter] = {row: {"datasets": names} | measured(
+            [of[name] for name in names], [first[name] for name in names if first], args.n)
+            for row, names in rows.items()}
+    return results
 
 
 def run(args) -> None:
-    if args.n < 1:
-        raise ValueError(f"--n must be at least 1, got {args.n}")
+    for name in ("n", "rows", "max_new_tokens"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if args.temperature is not None and args.temperature < 0:
         raise ValueError(f"--temperature must not be negative, got {args.temperature}")
+    if args.out and (Path(args.out).is_dir() or args.out.endswith(".jsonl")):
+        raise ValueError(f"--out names the figures' JSON file (the answers go beside it), got {args.out}")
     names = [] if args.image else args.data.split(",")
-    bases = [adapter_base(a) for a in args.adapter if a != "none"]
-    model = args.model or next(filter(None, bases), None) or ("toy" if names and is_toy(names) else MODEL)
+    for flag, values in (("--data", names), ("--adapter", args.adapter)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"{flag} names one thing twice: {' '.join(values)}")
+    configs = [adapter_config(a) if a != "none" else {} for a in args.adapter]
+    base = next(filter(None, (c.get("base_model_name_or_path") for c in configs)), None)
+    model = args.model or base or ("toy" if names and is_toy(names) else MODEL)
     # the embedded world's policy has a vocabulary, and so prompts, of its own
     toys = is_toy(names) if names else model == "toy" or Path(model).name.startswith("toy-base-seed")
     temperature = (1.0 if args.n > 1 else 0.0) if args.temperature is None else args.temperature
     question = question_for(args.prompt, ["toy"] if toys else ["real"])
-    limits = {"max_new_tokens": 16 if toys else args.max_new_tokens}
-    sets = {name: data.load(name, args.split, args.root, args.limit) for name in names}
-    judge = None
-    table, document = [], {}
-    for adapter in args.adapter:
-        policy = load_policy(model, args.seed, adapter=None if adapter == "none" else adapter,
-                             max_pixels=None if toys else args.max_pixels)
-        if args.image:
-            answer_pictures(policy, args.image, question, args.n, temperature, seed=args.seed, **limits)
-            continue
-        judge_name = args.judge or ("taxonomy" if toys else JUDGE)
-        judge = judge or load_judge(judge_name, args, policy.device)
-        title, document[adapter], summaries = "base" if adapter == "none" else adapter, {}, []
-        for name, examples in sets.items():
-            result = evaluate(policy, judge, examples, question, args.n, temperature, seed=args.seed,
-                              rows=args.rows, label=f"{title} {name}", **limits)
-            bounds = intervals(result["groups"])
-            summaries.append(result["summary"])
-            table.append(row(f"{title} · {name}", result["summary"], bounds))
-            entry = {"summary": result["summary"].to_json(), "intervals": bounds,
-                     "unreadable": result["unreadable"]}
-            if args.n > 1:
-                best = best_of_n(result["groups"])
-                entry["best_of_n"] = summarize(best).to_json()
-                table.append(row(f"  best of {args.n}", summarize(best), intervals([[c] for c in best])))
-            document[adapter][name] = entry | {"records": result["records"]}
-        if len(sets) > 1:
-            mean = average(summaries)
-            table.append(f"{title + ' · mean':<28} " + " ".join(f"{v:<19.3f}" for v in mean.values()))
-    if not args.image:
-        how = "greedy" if temperature == 0 else f"{args.n} samples at temperature {temperature}"
-        print(f"{model}, prompt {args.prompt!r}, {how}\n{HEADER}\n" + "\n".join(table))
-    if args.out and not args.image:
-        arguments = vars(args) | {"model": model, "temperature": temperature}
-        write_json(args.out, {"arguments": arguments, "results": document})
+    settings = {"temperature": temperature, "max_new_tokens": 16 if toys else args.max_new_tokens}
+
+    def load(adapter: str):
+        return load_policy(model, args.seed, adapter=None if adapter == "none" else adapter,
+                           max_pixels=None if toys else args.max_pixels)
+
+    if args.image:
+        for adapter in args.adapter:
+            answer_pictures(load(adapter), args.image, question, args.n, seed=args.seed, **settings)
+        return
+    judge = args.judge or ("taxonomy" if toys else JUDGE)
+    told = {k: v for k, v in vars(args).items()
+            if k not in ("image", "out", "rows", "judge_cache", "judge_key_file")}
+    told |= {"model": model, "judge": judge, "question": question, **settings,
+             "weights": [c.get("weights") for c in configs]}
+    results = measure(args, load, question, judge, settings, told)
+    if args.out:
+        write_json(args.out, {"arguments": told, "results": results})
+    how = f"{args.n} samples at temperature {temperature}" if temperature else "greedy"
+    print(f"{model}, prompt {args.prompt!r}, {how}, judge {judge}, {args.split} images\n\n"
+          + table(dict(zip(titles(args.adapter), results.values()))))
 
 
 def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
     try:
-        run(parser().parse_args(argv))
-    except (ValueError, OSError, torch.cuda.OutOfMemoryError) as e:
-        lines = str(e).splitlines() or [type(e).__name__]
-        sys.exit(f"evaluate.py: {lines[0]}")
+        run(args)
+    except (ValueError, OSError) as e:
+        sys.exit(f"evaluate.py: {(str(e).splitlines() or [type(e).__name__])[0]}")
+    except (KeyboardInterrupt, JudgeFailed, torch.cuda.OutOfMemoryError) as e:
+        kept = "; what is written stands, the same command goes on" if args.out and not args.image else ""
+        sys.exit(f"evaluate.py: {(str(e).splitlines() or ['stopped'])[0]}{kept}")
 
 
 if __name__ == "__main__":

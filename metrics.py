@@ -1,4 +1,5 @@
-"""The paper's figures: correctness, specificity, their harmonic mean (HM), best-of-N, bootstrap intervals.
+"""The paper's figures: correctness, specificity, their harmonic mean (HM), best-of-N, bootstrap intervals,
+paired differences, text inclusion.
 
 Copy this file together with reward.py. As a library: `summarize([Category.GENERIC, Category.WRONG, None])`.
 
@@ -10,7 +11,8 @@ Judge errors and unreadable images are left out of n and reported beside it: an 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from statistics import fmean
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from reward import Category, dynamic_bar
 
 LEVEL = {Category.WRONG: 0, Category.ABSTAIN: 1, Category.GENERIC: 2, Category.LESS_SPECIFIC: 3,
          Category.SPECIFIC: 4, Category.MORE_SPECIFIC: 4}  # Wrong answers never enter the mean
+FIGURES = ("correctness", "specificity", "harmonic_mean")
+# Datasets that the literature averages over (Conti et al., ICCV 2025).
+FAMILIES = {"fine-grained": ("flowers", "food", "pets"), "very fine-grained": ("cars", "aircraft")}
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,20 @@ def best_of_n(groups: Sequence[Sequence[Category | None]]) -> list[Category | No
     return [max((Category(c) for c in group if c is not None), default=None) for group in groups]
 
 
+def text_inclusion(truth: str, answer: str | None) -> bool:
+    """Whether the answer holds the truth, letter by letter: no word boundary, only case and outer space are
+    free (lmms-owc's TI). A malformed answer holds nothing."""
+    return truth.lower().strip() in (answer or "").lower().strip()
+
+
+def similarity(embed, truth: str, answers: Sequence[str | None]) -> list[float]:
+    """Dot product of each whole answer with the truth (lmms-owc's SS), 0 for a malformed one. embed: texts ->
+    as many vectors of unit length."""
+    texts = list(dict.fromkeys([truth, *filter(None, answers)]))
+    vectors = dict(zip(texts, embed(texts)))
+    return [round(float(vectors[a] @ vectors[truth]), 6) if a else 0.0 for a in answers]
+
+
 def group_figures(groups: Sequence[Sequence[Category | None]], rewards, advantages,
                   quorum: float = 0.0) -> dict[str, float]:
     """What one watches while training. groups: B lists of N categories; rewards, advantages: (B, N) lists.
@@ -90,8 +109,17 @@ def group_figures(groups: Sequence[Sequence[Category | None]], rewards, advantag
 
 def average(summaries: Sequence[Summary]) -> dict[str, float]:
     """Mean over datasets of the datasets' own figures, HM included, as the paper's tables do."""
-    names = ("correctness", "specificity", "harmonic_mean")
-    return {name: float(np.mean([getattr(s, name) for s in summaries])) for name in names}
+    return {name: float(np.mean([getattr(s, name) for s in summaries])) for name in FIGURES}
+
+
+def means_over(names: Sequence[str]) -> dict[str, list[str]]:
+    """The means a table of these datasets has: title -> its datasets. Of all; and of each family of which
+    two are there, the title saying so where some are not."""
+    means = {f"mean of {len(names)}": list(names)}
+    for family, members in FAMILIES.items():
+        there = [name for name in names if name in members]
+        means[family + (f" ({len(there)} of {len(members)})" if len(there) < len(members) else "")] = there
+    return {title: there for title, there in means.items() if len(there) > 1}
 
 
 def _image_sums(groups) -> np.ndarray:
@@ -109,17 +137,183 @@ def bootstrap(groups: Sequence[Sequence[Category | None]], resamples: int = 1000
     sums = _image_sums(groups)
     if not len(sums):
         return np.zeros((resamples, 3))
-    picks = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
-    n, good, level = np.stack([sums[p].sum(0) for p in picks]).T
+    rng = np.random.default_rng(seed)
+    drawn = [sums[rng.integers(len(sums), size=len(sums))].sum(0) for _ in range(resamples)]
+    return np.stack(_figures(*np.stack(drawn).T), axis=1)
+
+
+def _figures(n, good, level):
+    """Correctness, specificity and HM of sums over images (arrays of one shape)."""
     correctness = np.divide(good, n, out=np.zeros_like(n), where=n > 0)
     specificity = np.divide(level, 4 * good, out=np.zeros_like(n), where=good > 0)
-    return np.stack([correctness, specificity, harmonic_mean(correctness, specificity)], axis=1)
+    return correctness, specificity, harmonic_mean(correctness, specificity)
 
 
-def intervals(groups: Sequence[Sequence[Category | None]], confidence: float = 0.95, resamples: int = 1000,
-              seed: int = 0) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap interval of each figure, over images."""
+def _percentiles(draws: np.ndarray, confidence: float) -> dict[str, tuple[float, float]]:
     tail = 50 * (1 - confidence)
-    low, high = np.percentile(bootstrap(groups, resamples, seed), [tail, 100 - tail], axis=0)
-    names = ("correctness", "specificity", "harmonic_mean")
-    return {name: (float(a), float(b)) for name, a, b in zip(names, low, high)}
+    low, high = np.percentile(draws, [tail, 100 - tail], axis=0)
+    return {name: (float(a), float(b)) for name, a, b in zip(FIGURES, low, high)}
+
+
+def intervals(*datasets: Sequence[Sequence[Category | None]], confidence: float = 0.95, resamples: int = 1000,
+              seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap interval of each figure over a dataset's images; of several datasets, of the mean
+    of their own figures (each drawn by a seed of its own, seed + 0, 1, ...). An empty group, an image
+    without a verdict, is not drawn."""
+    draws = [bootstrap([g for g in groups if g], resamples, seed + i) for i, groups in enumerate(datasets)]
+    return _percentiles(np.mean(draws, axis=0), confidence)
+
+
+def difference(*datasets: tuple[Sequence, Sequence], confidence: float = 0.95, resamples: int = 1000,
+               seed: int = 0) -> dict:
+    """The second system's figures minus the first's, over the images for which both have a verdict, with the
+    paired bootstrap interval. datasets: (first's groups, second's groups), the same images in the same order
+    (an empty group = no verdict); of several datasets, the mean of their own differences.
+
+    Returns {"summary": {figure: its difference}, "intervals": {figure: (low, high)}, "images": how many
+    entered}.
+    """
+    points, draws, images = [], [], 0
+    for i, systems in enumerate(datasets):
+        both = [pair for pair in zip(*systems, strict=True) if all(pair)]
+        one, two = [a for a, _ in both], [b for _, b in both]
+        points.append(np.subtract(_figures(*_image_sums(two).sum(0)), _figures(*_image_sums(one).sum(0))))
+        draws.append(bootstrap(two, resamples, seed + i) - bootstrap(one, resamples, seed + i))
+        images += len(both)
+    return {"summary": dict(zip(FIGURES, np.mean(points, axis=0).tolist())),
+            "intervals": _percentiles(np.mean(draws, axis=0), confidence), "images": images}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Rows of a table
+
+_VERDICT = {c.label: c for c in Category} | {"malformed": None}
+
+
+@dataclass
+class Tally:
+    """What stays in memory of one system's answers to one dataset: verdicts and sums, no text.
+
+    A record is a dict with "categories", N words (a category's label or "malformed"; any other is no
+    verdict), and "scores", lists of N numbers by name; or with "unreadable", a line.
+    """
+    groups: list[list] = field(default_factory=list)  # an image's N verdicts, "error" where there is none
+    unreadable: list[str] = field(default_factory=list)  # a line each; the image's group is empty
+    sums: dict[str, float] = field(default_factory=dict)  # of each score, over all answers
+
+    def add(self, record: dict) -> None:
+        if "unreadable" in record:
+            self.unreadable.append(record["unreadable"])
+        self.groups.append([_VERDICT.get(word, "error") for word in record.get("categories", ())])
+        for name, values in record.get("scores", {}).items():
+            self.sums[name] = self.sums.get(name, 0.0) + sum(values)
+
+    def verdicts(self, k: int | None = None) -> list[list]:
+        """A list an image of what its first k answers were judged, without errors."""
+        return [[c for c in group[:k] if c != "error"] for group in self.groups]
+
+    def best_of(self, k: int) -> list[list]:
+        """What an oracle picks of each image's first k answers; [] for an image without a verdict."""
+        return [best_of_n([group]) if group else [] for group in self.verdicts(k)]
+
+    def summary(self) -> Summary:
+        judged, n = [c for group in self.verdicts() for c in group], sum(map(len, self.groups))
+        return summarize(judged, n - len(judged), len(self.unreadable))
+
+    def scores(self) -> dict[str, float]:
+        """Mean of each score over all answers."""
+        return {name: total / max(1, sum(map(len, self.groups))) for name, total in self.sums.items()}
+
+
+def measured(tallies: Sequence[Tally], firsts: Sequence[Tally] = (), n: int = 1) -> dict:
+    """A row of the table, ready for JSON: one dataset's figures, or the mean over several of their own. With
+    intervals; for n > 1 with the best of the first k answers, k every power of two up to n, and n; and with
+    the difference to the tallies of a first system on the same datasets."""
+    def figures(summaries: list[Summary], datasets: list[list]) -> dict:
+        return {"summary": summaries[0].to_json() if len(summaries) == 1 else average(summaries),
+                "intervals": intervals(*datasets), "images": sum(bool(g) for d in datasets for g in d)}
+
+    datasets = [t.verdicts() for t in tallies]
+    row = figures([t.summary() for t in tallies], datasets)
+    row["scores"] = {name: float(np.mean([t.scores()[name] for t in tallies if t.sums]))
+                     for name in next((t.sums for t in tallies if t.sums), {})}
+    row["unreadable"] = [line for t in tallies for line in t.unreadable]
+    if n > 1:
+        picked = {k: [t.best_of(k) for t in tallies] for k in {n, *(2 ** i for i in range(n.bit_length()))}}
+        row["best_of"] = {str(k): figures([summarize([c for group in d for c in group]) for d in picked[k]],
+                                          picked[k]) for k in sorted(picked)}
+    if firsts:
+        row["difference"] = difference(*zip([t.verdicts() for t in firsts], datasets))
+    return row
+
+
+LEGEND = """\
+[ ]: 95 % bootstrap intervals over images. malf.: no answer to judge, counts as wrong. errors (answers without
+a verdict) and unreadable images are left out. included: the answer holds the truth's name. thought: the
+reasoning names the truth, the answer does not. similar: cosine of the embedded answer and truth. best of k:
+of the first k answers an oracle takes the best."""
+
+
+def table(systems: dict[str, dict[str, dict]]) -> str:
+    """Three blocks of text: the figures, with the differences to the first system; what the answers are; HM
+    of the best of k. systems: title -> dataset or mean -> its row as `measured` makes it."""
+    first, rows = next(iter(systems.items()))
+    row, minus = next(iter(rows.values())), f"  minus {first}"
+    left = 2 + max(map(len, rows)), 2 + max(map(len, [*systems, minus]))
+
+    def block(head: str, cells) -> str:
+        """cells(row) -> {what stands below the title ("": the title's own line): text}."""
+        lines = [" " * sum(left) + head]
+        for place in rows:
+            for title in systems:
+                for below, text in cells(systems[title][place]).items():
+                    start = place if title == first and not below else ""
+                    lines.append(f"{start:<{left[0]}}{below or title:<{left[1]}}{text}".rstrip())
+        return "\n".join(lines)
+
+    def figures(r: dict, sign: str = "") -> str:
+        bounds = {f: "[{:{s}.3f} {:{s}.3f}]".format(*r["intervals"][f], s=sign) for f in FIGURES}
+        cells = [f"{r['summary'][f]:{sign or ' '}.3f} {bounds[f]:<19}" for f in FIGURES]
+        return "".join(cells) + f"{r['images']:>7}"
+
+    def main(r: dict) -> dict:
+        best = list(r.get("best_of", {}).items())[-1:]
+        return {"": figures(r)} | {f"  best of {k}": figures(b) for k, b in best} | (
+            {minus: figures(r["difference"], "+")} if "difference" in r else {})
+
+    def answers(r: dict) -> dict:
+        s = r["summary"]
+        counts = [*s["counts"].values(), s["malformed"]] if "n" in s else []  # a mean has none
+        kinds = [f"{s['n']:>8}", *(f"{k / max(1, s['n']):>7.3f}" for k in counts),
+                 f"{s['judge_errors']:>8}{s['unreadable']:>12}"] if counts else []
+        return {"": f"{''.join(kinds):<77}" + "".join(f"{v:>10.3f}" for v in r["scores"].values())}
+
+    names = {"text_inclusion": "included", "thought_not_said": "thought", "semantic_similarity": "similar"}
+    blocks = [block("".join(f" {f.replace('_', ' '):<25}" for f in FIGURES) + "images", main),
+              block(" answers  wrong  abst.   gen.   less  spec.   more  malf.  errors  unreadable"
+                    + "".join(f"{names[name]:>10}" for name in row["scores"]), answers)]
+    if "best_of" in row:
+        def by_k(r: dict) -> dict:
+            means = [b["summary"]["harmonic_mean"] for b in r["best_of"].values()]
+            return {"": " " * 11 + "".join(f"{hm:>7.3f}" for hm in means)}
+        blocks.append(block("HM, best of" + "".join(f"{k:>7}" for k in row["best_of"]), by_k))
+    return "\n\n".join([*blocks, LEGEND])
+
+
+def comparison(results: dict, trained_on: list[str]) -> str:
+    """Before -> after as text, with the mean over the datasets that training never saw."""
+    trained_on = ["toy-bird" if name == "toy" else name for name in trained_on]
+    lines = [f"{'':<40}" + "".join(f"{k.replace('_', ' '):>20}" for k in FIGURES) + f"{'malformed':>20}"]
+    for how, sets in results.items():
+        unseen = [name for name in sets if name not in trained_on]
+        for name, r in sets.items():
+            cells = [f"{r['before'][k]:.3f} -> {r['after'][k]:.3f}" for k in FIGURES]
+            malformed = [r[when]["malformed"] / max(1, r[when]["n"]) for when in ("before", "after")]
+            cells.append("{:.3f} -> {:.3f}".format(*malformed))
+            title = f"{how} · {name}" + (" (trained on)" if name in trained_on else "")
+            lines.append(f"{title:<40}" + "".join(f"{c:>20}" for c in cells))
+        if len(unseen) > 1:
+            mean = [[fmean(sets[n][w][k] for n in unseen) for w in ("before", "after")] for k in FIGURES]
+            lines.append(f"{how + ' · mean of the unseen':<40}"
+                         + "".join("{:.3f} -> {:.3f}".format(*m).rjust(20) for m in mean))
+    return "\n".join(lines)

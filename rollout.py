@@ -37,6 +37,17 @@ _QUESTION = "Classify the main subject of this picture: what is it?"
 PROMPTS = {
     "base": f"{_QUESTION} {_FORMAT}",
     "specific": f"{_QUESTION} Be as specific as you can. {_FORMAT}",
+    "calibrated": f"{_QUESTION} Above all be right: name the exact kind only if you are confident of it, and "
+                  f"a broader one if you are not. {_FORMAT}",
+    "elimination": f"{_QUESTION} While you think, write down at most three names that could fit, and strike "
+                   "out each one that something in the picture speaks against. Settle on the one left over; "
+                   f"if no single one is, on the broad kind that you are certain of. {_FORMAT}",
+    "high_precision": f"{_QUESTION} Go exactly as far into detail as what you see bears out, and rather "
+                      f"decline than say what you are unsure of. {_FORMAT}",
+    "max_correctness": f"{_QUESTION} A vague answer costs nothing, a mistake everything: choose the most "
+                       f"cautious name that is certain to be true. {_FORMAT}",
+    "max_specificity": f"{_QUESTION} Always commit to the finest kind there is a name for, even where you "
+                       f"have to guess. {_FORMAT.partition(', or None')[0]}. None is no answer.",
 }
 
 # A closed <think> block is skipped whole; an unclosed one hides nothing, as in the official release.

@@ -1,14 +1,21 @@
 import json
+import random
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import tiny
+import torch
 import trees
+from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import data
 import evaluate as ev
+import metrics
 import policy as policies
 from judge import JUDGE_ERROR
 from reward import Category as C
+from rollout import PROMPTS
 
 
 @pytest.fixture
@@ -60,7 +67,8 @@ def test_batches_change_nothing(checkpoint, cub, tree):
     policy, judge = policies.load(checkpoint, max_pixels=3136), ev.load_judge(tree)
     examples = data.load("cub", "test", cub)
     args = policy, judge, examples, "what?", 2, 1.0, 8
-    assert ev.evaluate(*args)["records"] == ev.evaluate(*args, rows=4)["records"]
+    whole = ev.evaluate(*args)["records"]
+    assert whole == ev.evaluate(*args, rows=4)["records"] == ev.evaluate(*args, rows=1)["records"]  # 1 < n
 
 
 def test_before_is_the_base_and_after_the_policy(policy, monkeypatch):
@@ -68,7 +76,7 @@ def test_before_is_the_base_and_after_the_policy(policy, monkeypatch):
 
     def measured(policy, *args, **kwargs):
         enabled.append({layer.enabled for layer in policies.lora_layers(policy.model).values()})
-        return {"summary": ev.summarize([])}
+        return {"summary": metrics.summarize([])}
 
     monkeypatch.setattr(ev, "evaluate", measured)
     results = ev.before_and_after(policy, None, {"cub": []}, "what?", 4, 0)
@@ -85,15 +93,314 @@ def test_command_line_table_and_json(checkpoint, cub, tree, tmp_path, capsys):
     printed = capsys.readouterr().out
     # the model is the adapter's base
     assert f"{checkpoint}, prompt 'base', 4 samples at temperature 1.0" in printed
-    assert printed.count("best of 4") == 2 and "base · cub" in printed
-    results = json.loads((tmp_path / "out.json").read_text())["results"]
-    base, fresh = results["none"]["cub"], results[str(tmp_path / "adapter")]["cub"]
+    assert printed.count("  best of 4 ") == 2 and "minus base" in printed
+    document = json.loads((tmp_path / "out.json").read_text())
+    base, fresh = document["results"]["none"]["cub"], document["results"][str(tmp_path / "adapter")]["cub"]
     # B = 0 changes nothing
-    assert base["summary"] == fresh["summary"] and base["records"] == fresh["records"]
-    assert base["summary"]["n"] == 48 and base["best_of_n"]["n"] == 12
-    assert base["best_of_n"]["harmonic_mean"] >= base["summary"]["harmonic_mean"]
+    assert base["summary"] == fresh["summary"] and set(fresh["difference"]["summary"].values()) == {0}
+    assert base["summary"]["n"] == 48 and base["best_of"]["4"]["summary"]["n"] == 12
     low, high = base["intervals"]["correctness"]
     assert low <= base["summary"]["correctness"] <= high
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert lines[0] == {"arguments": document["arguments"]} and len(lines) == 1 + 2 * 12
+    assert lines[1]["texts"] == lines[13]["texts"] and len(lines[1]["texts"]) == 4
+    assert lines[1]["texts"][0] not in (tmp_path / "out.json").read_text()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A stub in place of the model: what evaluate.py makes of answers
+
+
+def run(monkeypatch, *argv, after=None, change=None):
+    """evaluate.main on the embedded world, answers drawn by (adapter, image, k) instead of sampled; `after`
+    batches the user stops it. change(example, adapter, answers) edits them. Returns the ids asked for."""
+    asked = []
+
+    def ask(adapter, examples, question, n, **kwargs):
+        if after is not None and len(asked) >= after:
+            raise KeyboardInterrupt
+        asked.append([e.id for e in examples])
+        read, groups, bad = [], [], []
+        for e in examples:
+            rng = random.Random(f"{adapter} {e.id}")
+            answers = [rng.choice([e.label, e.label.split()[-1], e.domain, "none", "car", None])
+                       for _ in range(64)][:n]
+            answers = change(e, adapter, answers) if change else answers
+            if answers is None:
+                bad.append(f"cannot read the image {e.id}")
+                continue
+            read.append(e)
+            groups.append(SimpleNamespace(answers=answers, texts=[
+                f"<think> a {e.label} ? </think> <answer> {a or ''} </answer>" for a in answers]))
+        return read, groups, bad
+
+    monkeypatch.setattr(ev, "ask", ask)
+    monkeypatch.setattr(ev, "load_policy", lambda name, seed, adapter, **_: Stub(adapter or "none"))
+    ev.main(["--limit", "10", *map(str, argv)])
+    return asked
+
+
+class Stub(str):
+    device = "cpu"
+
+
+@pytest.fixture
+def adapters(tmp_path):
+    """Two folders that pass for adapters, of the runs one and two."""
+    for name in ("one", "two"):
+        (tmp_path / name / "adapter").mkdir(parents=True)
+        (tmp_path / name / "adapter" / "adapter_config.json").write_text("{}")
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").write_text(name)
+    return [tmp_path / name / "adapter" for name in ("one", "two")]
+
+
+def results(tmp_path):
+    return json.loads((tmp_path / "out.json").read_text())["results"]
+
+
+def test_best_of_the_first_k(monkeypatch, tmp_path):
+    """Of ten images' answers W G None S S- ...: best of 1 is W, of 2 G, of 4 and more S; k is every power of
+    two up to n, and n."""
+    def change(e, adapter, answers):
+        return ["car", "bird", None, e.label, e.label.split()[-1], "none"]
+    run(monkeypatch, "--data", "toy-bird", "--n", "6", "--out", tmp_path / "out.json", change=change)
+    best = results(tmp_path)["none"]["toy-bird"]["best_of"]
+    assert {k: b["summary"]["correctness"] for k, b in best.items()} == {"1": 0, "2": 1, "4": 1, "6": 1}
+    assert {k: b["summary"]["specificity"] for k, b in best.items()} == {"1": 0, "2": .5, "4": 1, "6": 1}
+    assert results(tmp_path)["none"]["toy-bird"]["summary"]["n"] == 60
+
+
+@pytest.mark.parametrize("rows", [1, 12, 256])
+def test_a_stopped_evaluation_goes_on(rows, monkeypatch, tmp_path, adapters, capsys):
+    """Stopped after three batches, in a half-written line: the same command asks for the rest only, in the
+    same batches, and leaves the same bytes as one that was never stopped."""
+    argv = ["--data", "toy-bird,toy-fish", "--n", "4", "--rows", rows, "--adapter", "none", *adapters]
+    unreadable = {"change": lambda e, adapter, answers: answers if e.id[-1] != "7" else None}
+    whole = run(monkeypatch, *argv, "--out", tmp_path / "whole.json", **unreadable)
+    with pytest.raises(SystemExit, match="evaluate.py: stopped.*the same command goes on"):
+        run(monkeypatch, *argv, "--out", tmp_path / "out.json", after=3, **unreadable)
+    lines = (tmp_path / "out.jsonl").read_bytes().splitlines(keepends=True)
+    assert len(lines) == 1 + sum(map(len, whole[:3])) and not (tmp_path / "out.json").exists()
+    (tmp_path / "out.jsonl").write_bytes(b"".join(lines) + lines[-1][:40])
+    assert whole[:3] + run(monkeypatch, *argv, "--out", tmp_path / "out.json", **unreadable) == whole
+    for suffix in ("json", "jsonl"):
+        assert (tmp_path / f"out.{suffix}").read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
+    printed = capsys.readouterr().out.split("\n")
+    assert printed[:len(printed) // 2] == printed[len(printed) // 2:-1]
+    # finished: nothing is asked, not even the model is loaded
+    monkeypatch.setattr(ev, "load_policy", None)
+    ev.main(["--limit", "10", *map(str, argv), "--out", str(tmp_path / "out.json")])
+
+
+def test_a_record_lost_within_a_batch_is_made_again_alone(monkeypatch, tmp_path):
+    """What was written stays written wherever the kill fell; later batches begin where they would have."""
+    argv = ["--data", "toy-bird", "--rows", "4", "--out", tmp_path / "out.json"]
+    whole = run(monkeypatch, *argv)
+    lines = (tmp_path / "out.jsonl").read_bytes().splitlines(keepends=True)
+    for kept in (0, 1, 7):  # nothing, the arguments only, and six records: half of the second batch
+        (tmp_path / "out.jsonl").write_bytes(b"".join(lines[:kept]) + lines[kept][:-1])
+        rest = run(monkeypatch, *argv)
+        assert rest == (whole if kept < 2 else [whole[1][2:], whole[2]])
+        assert (tmp_path / "out.jsonl").read_bytes() == b"".join(lines)
+
+
+def test_a_real_model_goes_on_to_the_same_bytes(checkpoint, cub, tree, tmp_path, monkeypatch):
+    argv = ["--data", "cub", "--root", str(cub), "--model", str(checkpoint), "--judge", tree, "--n", "3",
+            "--max-new-tokens", "16", "--max-pixels", "3136", "--rows", "12", "--out"]
+    ev.main([*argv, str(tmp_path / "whole.json")])
+    calls, real = [], ev.ask
+    monkeypatch.setattr(ev, "ask", lambda *args, **kwargs: calls.append(1) or (
+        real(*args, **kwargs) if len(calls) != 3 else exec("raise KeyboardInterrupt")))
+    with pytest.raises(SystemExit):
+        ev.main([*argv, str(tmp_path / "out.json")])
+    ev.main([*argv, str(tmp_path / "out.json")])
+    assert len(calls) == 3 + 1 and len((tmp_path / "out.jsonl").read_text().splitlines()) == 13
+    assert (tmp_path / "out.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_other_arguments_are_refused(monkeypatch, tmp_path, adapters):
+    argv = ["--data", "toy-bird", "--adapter", adapters[0], "--n", "2", "--out", tmp_path / "out.json"]
+    run(monkeypatch, *argv)
+    kept = (tmp_path / "out.jsonl").read_bytes()
+    for other, words in ([["--n", "4"], "n was 2, now 4"], [["--seed", "1"], "seed was 0, now 1"],
+                         [["--data", "toy-fish"], "data was toy-bird, now toy-fish"],
+                         [["--prompt", "specific"], "prompt was base, now specific"],
+                         [["--adapter", adapters[1]], "adapter was"], [["--temperature", ".6"], "now 0.6"]):
+        with pytest.raises(SystemExit, match=words) as e:
+            run(monkeypatch, *argv, *other)
+        assert "\n" not in str(e.value) and "out.jsonl holds the answers to another command" in str(e.value)
+    assert run(monkeypatch, *argv, "--rows", "7") == []  # memory is no answer's business
+    (adapters[0] / "adapter_model.safetensors").write_text("trained again")
+    with pytest.raises(SystemExit, match="weights was"):
+        run(monkeypatch, *argv)
+    assert (tmp_path / "out.jsonl").read_bytes() == kept
+
+
+def test_records_that_do_not_fit_are_refused(monkeypatch, tmp_path):
+    argv = ["--data", "toy-bird", "--out", tmp_path / "out.json"]
+    run(monkeypatch, *argv)
+    lines = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
+    for spoilt, words in ((lines[1:], "line 1 is no record"), (["3\n"], "line 1 is no record"),
+                          (['{"arguments": 3}\n'], "line 1 is no record"),
+                          ([*lines[:4], "{\n", *lines[5:]], "line 5 is no record"),
+                          ([*lines[:3], *lines[4:]], "they have changed"),
+                          ([*lines, lines[-1]], "more answers than there are images")):
+        (tmp_path / "out.jsonl").write_text("".join(spoilt))
+        with pytest.raises(SystemExit, match=words) as e:
+            run(monkeypatch, *argv)
+        assert "\n" not in str(e.value) and (tmp_path / "out.jsonl").read_text() == "".join(spoilt)
+
+
+def test_no_more_than_two_batches_of_answers_are_in_memory(monkeypatch, tmp_path):
+    class Text(str):
+        pass
+
+    made, alive = [], []
+
+    def change(e, adapter, answers):
+        alive.append(sum(ref() is not None for ref in made))
+        answers = [Text(a or "x") for a in answers]
+        made.extend(map(weakref.ref, answers))
+        return answers
+
+    run(monkeypatch, "--limit", "60", "--data", "toy-bird", "--n", "64", "--rows", "128", change=change)
+    assert len(made) == 60 * 64 and max(alive) <= 2 * 128
+
+
+def test_a_judge_that_is_gone_stops_it_and_is_no_result(monkeypatch, tmp_path):
+    argv = ["--data", "toy-bird", "--n", "8", "--rows", "16", "--out", tmp_path / "out.json"]
+    real = ev.load_judge("taxonomy")
+    calls = []
+
+    def dying(pairs):
+        calls.append(1)
+        return real(pairs) if len(calls) < 3 else [None] * len(pairs)
+
+    monkeypatch.setattr(ev, "load_judge", lambda *_: dying)
+    with pytest.raises(SystemExit, match="the judge failed on .* of 16 answers.*goes on"):
+        run(monkeypatch, *argv)
+    monkeypatch.setattr(ev, "load_judge", lambda *_: real)
+    assert len(run(monkeypatch, *argv)) == 5 - 2
+    assert results(tmp_path)["none"]["toy-bird"]["summary"]["judge_errors"] == 0
+
+
+def test_difference_to_the_first_over_what_both_could_judge(monkeypatch, tmp_path, adapters, capsys):
+    """Ten images; `one` is right, `two` backs off: -.5 in specificity on the nine that both have a verdict
+    for."""
+    ids = [e.id for e in data.load("toy-bird", "test", limit=10)]
+
+    def change(e, adapter, answers):
+        return [e.label if "one" in adapter else "???" if e.id == ids[3] else e.domain]
+
+    real = ev.load_judge("taxonomy")
+    monkeypatch.setattr(ev, "load_judge", lambda *_: lambda pairs: [
+        None if a == "???" else v for (_, a), v in zip(pairs, real(pairs))])
+    run(monkeypatch, "--data", "toy-bird", "--adapter", *adapters, "--out", tmp_path / "out.json",
+        change=change)
+    one, two = (results(tmp_path)[str(a)]["toy-bird"] for a in adapters)
+    assert (one["images"], two["images"], two["summary"]["judge_errors"]) == (10, 9, 1)
+    assert "difference" not in one and two["difference"]["images"] == 9
+    assert two["difference"]["summary"] == pytest.approx(
+        {"correctness": 0, "specificity": -.5, "harmonic_mean": -1 / 3})
+    assert two["difference"]["intervals"]["specificity"] == [-.5, -.5]
+    line = next(x for x in capsys.readouterr().out.splitlines() if "minus one" in x)
+    assert line.split()[2:] == ["+0.000", "[+0.000", "+0.000]", "-0.500", "[-0.500", "-0.500]", "-0.333",
+                                "[-0.333", "-0.333]", "9"]
+
+
+def test_means_are_of_the_datasets_own_figures(monkeypatch, tmp_path, capsys):
+    """The two families of datasets, by name; their figures are averaged, HM included."""
+    monkeypatch.setattr(metrics, "FAMILIES", {"fine-grained": ("toy-bird", "toy-fish", "toy-flower"),
+                                              "very fine-grained": ("toy-vehicle", "toy-car")})
+
+    def change(e, adapter, answers):
+        return [{"bird": e.label, "fish": e.domain, "vehicle": "rose"}[e.domain]]
+    run(monkeypatch, "--data", "toy-bird,toy-fish,toy-vehicle", "--out", tmp_path / "out.json", change=change)
+    found = results(tmp_path)["none"]
+    assert list(found)[3:] == ["mean of 3", "fine-grained (2 of 3)"]
+    assert found["fine-grained (2 of 3)"]["summary"] == pytest.approx(
+        {"correctness": 1, "specificity": .75, "harmonic_mean": (1 + 2 / 3) / 2})
+    assert found["mean of 3"]["summary"]["harmonic_mean"] == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert found["mean of 3"]["datasets"] == ["toy-bird", "toy-fish", "toy-vehicle"]
+    assert found["mean of 3"]["scores"] == pytest.approx({"text_inclusion": 1 / 3, "thought_not_said": 2 / 3})
+    assert max(map(len, capsys.readouterr().out.splitlines())) < 140
+
+
+def test_thought_not_said():
+    def named(text, answer, truth="Golden-winged Warbler"):
+        return ev.thought_not_said(truth, text, answer)
+    assert named("<think>A golden-winged\n warbler, I'd say.</think><answer>a bird</answer>", "a bird")
+    assert named("<think>golden-winged warbler <answer>bird</answer>", "bird")  # never closed: reasoning too
+    assert named("<think><answer>golden-winged warbler</answer></think><answer>bird</answer>", "bird")
+    assert not named("<think>golden-winged warblers</think><answer>bird</answer>", "bird")  # whole words
+    said = "The GOLDEN-WINGED warbler!"
+    assert not named(f"<think>golden-winged warbler</think><answer>{said}</answer>", said)
+    second = "<answer>bird</answer><answer>golden-winged warbler</answer>"  # is no reasoning
+    assert not named(f"<think>no idea</think>{second}", "bird")
+    assert not named("<think>golden-winged warbler</think>", None)  # malformed is counted as that
+
+
+def test_titles():
+    assert ev.titles(["none", "runs/a/adapter", "b/"]) == ["base", "a", "b"]
+    assert ev.titles(["x/a/adapter", "y/a/adapter"]) == ["x/a/adapter", "y/a/adapter"]
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "finch", "bird", "blue", "of", "prey"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                        intermediate_size=48, max_position_embeddings=24, initializer_range=0.5)
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    return str(tmp_path / "bert")
+
+
+def test_embedder_by_hand(encoder):
+    """Padded to the longest or alone, a text has the same vector: its tokens' mean, of length 1."""
+    texts = ["red finch", "a bird of prey", "bird", "a " * 60]
+    together = ev.load_embedder(encoder)(texts)
+    model, tok = BertModel.from_pretrained(encoder).eval(), BertTokenizerFast.from_pretrained(encoder)
+    for text, vector in zip(texts, together):
+        ids = tok(text)["input_ids"]
+        ids = torch.tensor([ids if len(ids) <= 24 else [*ids[:23], ids[-1]]])
+        with torch.no_grad():
+            mean = model(input_ids=ids).last_hidden_state[0].sum(0) / ids.shape[1]
+        assert torch.allclose(vector, mean / mean.norm(), atol=1e-6)
+    assert not torch.allclose(together[0], together[2], atol=.01)
+
+
+def test_semantic_similarity_in_the_table(encoder, monkeypatch, tmp_path, capsys):
+    """Three answers an image: the truth (1), another (the dot product), and none to judge (0)."""
+    run(monkeypatch, "--data", "toy-bird", "--n", "3", "--embedder", encoder, "--out", tmp_path / "out.json",
+        change=lambda e, adapter, answers: [e.label, "bird", None])
+    embed = ev.load_embedder(encoder)
+    truths = [e.label for e in data.load("toy-bird", "test", limit=10)]
+    dots = [float(embed([t])[0] @ embed(["bird"])[0]) for t in truths]
+    score = results(tmp_path)["none"]["toy-bird"]["scores"]
+    assert score["semantic_similarity"] == pytest.approx((10 + sum(dots)) / 30, abs=2e-6)
+    assert score["text_inclusion"] == pytest.approx(1 / 3) and "similar" in capsys.readouterr().out
+
+
+def test_datasets_prompts_and_protocol_reach_where_they_belong(monkeypatch):
+    seen = []
+    monkeypatch.setattr(data, "load", lambda *args, **kwargs: seen.append((args, kwargs)) or [])
+    run(monkeypatch, "--data", "food,pets", "--root", "x", "--protocol", "coop", "--judge", "taxonomy",
+        "--model", "m", "--prompt", "elimination")
+    assert seen == [((name, "test", "x", 10), {"protocol": "coop"}) for name in ("food", "pets")]
+
+
+def test_prompt_variants():
+    assert list(PROMPTS) == ["base", "specific", "calibrated", "elimination", "high_precision",
+                             "max_correctness", "max_specificity"]
+    assert len(set(PROMPTS.values())) == 7
+    for name, text in PROMPTS.items():  # the same format; only the last allows no way out
+        assert "between <think> and </think>" in text and "between <answer> and </answer>" in text
+        assert ("or None if you cannot name it" in text) == (name != "max_specificity")
+
+
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_own_pictures(checkpoint, tmp_path, capsys):
@@ -113,7 +420,10 @@ def test_own_pictures(checkpoint, tmp_path, capsys):
     (["--adapter", "nowhere"], "no adapter in nowhere"), (["--model", "no/such"], "no model at"),
     (["--image", "nothing.jpg"], "none of the pictures could be read"),
     (["--root", "nowhere"], "CUB-200-2011 is not in"), (["--judge", "broken.json"], "broken.json"),
-    (["--temperature", "-1"], "--temperature must not be negative"),
+    (["--temperature", "-1"], "--temperature must not be negative"), (["--rows", "0"], "--rows must be"),
+    (["--max-new-tokens", "0"], "--max-new-tokens must be"), (["--data", "cub,cub"], "one thing twice"),
+    (["--out", "x.jsonl"], "--out names the figures' JSON"), (["--out", "."], "--out names the figures'"),
+    (["--embedder", "nowhere"], "cannot load the embedder 'nowhere'"),
 ])
 def test_mistakes_end_in_one_line(checkpoint, cub, tree, tmp_path, argv, message, monkeypatch):
     monkeypatch.chdir(tmp_path)

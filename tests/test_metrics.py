@@ -5,7 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from metrics import average, best_of_n, bootstrap, group_figures, harmonic_mean, intervals, summarize
+from metrics import (FIGURES, Tally, average, best_of_n, bootstrap, difference, group_figures, harmonic_mean,
+                     intervals, means_over, measured, similarity, summarize, text_inclusion)
 from reward import Category
 
 W, A, G, L, S, M = Category
@@ -134,3 +135,82 @@ def test_bootstrap_of_nothing_and_of_nothing_but_wrong():
     assert np.array_equal(bootstrap([[W], [None]], 5), np.zeros((5, 3)))
     assert intervals([])["harmonic_mean"] == (0, 0)
     assert set(intervals([[S]])) == {"correctness", "specificity", "harmonic_mean"}
+
+
+def figures(groups):
+    s = summarize([c for group in groups for c in group])
+    return np.array([s.correctness, s.specificity, s.harmonic_mean])
+
+
+def test_paired_difference_by_hand():
+    """Over the images with a verdict for both; the interval from images drawn by hand, the same for both."""
+    one, two = random_groups(40, 3, 5), random_groups(40, 3, 6)
+    one[4], two[7] = [], []                                 # nobody judged these
+    a, b = ([g for i, g in enumerate(x) if i not in (4, 7)] for x in (one, two))
+    picks = np.random.default_rng(9).integers(38, size=(300, 38))
+    draws = [figures([b[p] for p in pick]) - figures([a[p] for p in pick]) for pick in picks]
+    found = difference((one, two), resamples=300, seed=9)
+    assert found["images"] == 38 and list(found["summary"]) == list(FIGURES)
+    assert np.allclose(list(found["summary"].values()), figures(b) - figures(a))
+    assert np.allclose(list(found["intervals"].values()), np.percentile(draws, [2.5, 97.5], axis=0).T)
+    # worse by a Wrong answer an image: -1/3, without any doubt
+    found = difference(([[S, S, L]] * 9, [[S, S, W]] * 9))
+    assert found["summary"]["correctness"] == pytest.approx(-1 / 3)
+    assert found["intervals"]["correctness"] == pytest.approx((-1 / 3, -1 / 3))
+    assert difference(([[], [S]], [[S], []]))["images"] == 0
+
+
+def test_difference_and_interval_of_a_mean_over_datasets():
+    """Every dataset counts the same, whatever its size, and draws its own images."""
+    x = random_groups(30, 2, 1), random_groups(30, 2, 2)
+    y = random_groups(8, 2, 3), random_groups(8, 2, 4)
+    found = difference(x, y, resamples=200, seed=5)
+    one, two = difference(x, resamples=200, seed=5), difference(y, resamples=200, seed=6)
+    assert found["images"] == 38
+    for f in FIGURES:
+        assert found["summary"][f] == pytest.approx((one["summary"][f] + two["summary"][f]) / 2)
+    draws = (bootstrap(x[1], 200, 5) + bootstrap(y[1], 200, 6)) / 2
+    low, high = np.percentile(draws, [2.5, 97.5], axis=0)
+    assert np.allclose(list(intervals(x[1], y[1], resamples=200, seed=5).values()), np.stack([low, high], 1))
+    assert intervals([*x[0], [], []]) == intervals(x[0])    # an image without a verdict is not drawn
+
+
+def test_the_papers_means():
+    five = ["flowers", "food", "pets", "cars", "aircraft"]
+    assert means_over(five) == {"mean of 5": five, "fine-grained": five[:3], "very fine-grained": five[3:]}
+    assert means_over(["cub", "pets", "flowers", "cars"]) == {
+        "mean of 4": ["cub", "pets", "flowers", "cars"], "fine-grained (2 of 3)": ["pets", "flowers"]}
+    assert means_over(["cub"]) == {}
+
+
+@pytest.mark.parametrize("truth, answer, inside", [
+    ("Mallard", " a mallard duck", True), ("cat", "category", True), (" Mallard ", "MALLARD", True),
+    ("golden-winged warbler", "golden winged warbler", False), ("mallard", "duck", False),
+    ("x", None, False)])
+def test_text_inclusion(truth, answer, inside):
+    assert text_inclusion(truth, answer) is inside
+
+
+def test_similarity_by_hand():
+    vectors = {"a": np.array([1., 0]), "b": np.array([.6, .8])}
+    found = similarity(lambda texts: [vectors[t] for t in texts], "a", ["b", None, "a", "b"])
+    assert found == [.6, 0, 1, .6]
+
+
+def test_a_tally_holds_verdicts_in_their_places():
+    """The first k answers are the first k given: an error among them is left out, not replaced."""
+    tally = Tally()
+    tally.add({"categories": ["judge error", "generic", "malformed", "specific"],
+               "scores": {"x": [1, 0, 0, 1]}})
+    tally.add({"categories": ["wrong", "judge error", "abstain", "wrong"], "scores": {"x": [0, 0, 0, 1]}})
+    tally.add({"unreadable": "cannot read the image c"})
+    s = tally.summary()
+    assert (s.n, s.judge_errors, s.unreadable, s.malformed) == (6, 2, 1, 1) and tally.scores() == {"x": 3 / 8}
+    assert tally.verdicts() == [[G, None, S], [W, A, W], []]
+    row = measured([tally], n=4)
+    best = {k: (b["images"], b["summary"]["correctness"], b["summary"]["specificity"])
+            for k, b in row["best_of"].items()}
+    assert best == {"1": (1, 0, 0), "2": (2, .5, .5), "4": (2, 1, .625)}
+    assert row["images"] == 2 and row["unreadable"] == ["cannot read the image c"]
+    assert list(measured([tally], n=10)["best_of"]) == ["1", "2", "4", "8", "10"]
+    assert "best_of" not in measured([tally])
