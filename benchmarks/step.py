@@ -115,13 +115,13 @@ def plain_rollout(policy, images, ids, question, n, seed, stream, max_new_tokens
                           texts[i * n:(i + 1) * n], [None] * n, 0) for i in range(len(images))]
 
 
-def ours(tokens: int, plain: bool, n: int = N, steps: int = 6) -> dict:
+def ours(tokens: int, plain: bool, n: int = N, steps: int = 6, micro_batch: int = IMAGES) -> dict:
     """Our own step, or the same with every completion behind its own copy of the prompt."""
     policy, images = build(), tiny.pictures(*[(SIDE, SIDE)] * IMAGES)
     policies.add_lora(policy.model, RANK, ALPHA)
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, LR)
-    config = train.Config(n=n, minibatch=IMAGES, micro_batch=IMAGES, max_new_tokens=tokens, beta=0.01,
+    config = train.Config(n=n, minibatch=IMAGES, micro_batch=micro_batch, max_new_tokens=tokens, beta=0.01,
                           clip_low=0.2, clip_high=0.2)
     judge = TaxonomyJudge({"red finch": "finch", "finch": "bird", "bird": None})
     ids, sample = [str(i) for i in range(IMAGES)], plain_rollout if plain else rollout.sample
@@ -232,7 +232,7 @@ def growth(tokens: int) -> dict:
     """CPU seconds of reference and update together by N, at this completion length."""
     found = {}
     for n in (2, 4, 8, 16, 32):
-        seen = ours(tokens, plain=False, n=n, steps=4)
+        seen = ours(tokens, plain=False, n=n, steps=4, micro_batch=1)  # as train.py's default
         found[n] = seen["reference"] + seen["update"]
         prompt = seen["prompt"]
     return {"seconds": found, "prompt": prompt}
