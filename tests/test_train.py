@@ -175,6 +175,30 @@ def test_ctrl_c_saves_the_last_whole_step(tmp_path, checkpoint, tree_judge, monk
     assert all(torch.equal(v, state["adapter"][k]) for k, v in policies.lora_state(saved.model).items())
 
 
+def test_out_of_memory_names_the_flags_that_help(tmp_path, checkpoint, tree_judge, monkeypatch, capsys):
+    """Before the loop, and in its second step: one line; the first step is kept and resumed from."""
+    real, calls = train.update, []
+
+    def too_large(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
+        return real(*args)
+
+    monkeypatch.setattr(train, "update", too_large)
+    with pytest.raises(SystemExit) as stop:
+        train.main(arguments(tmp_path, checkpoint, tree_judge))
+    assert "\n" not in str(stop.value) and "out of GPU memory" in str(stop.value)
+    assert all(flag in str(stop.value) for flag in ("--micro-batch", "--rows", "--max-pixels", "--n",
+                                                    "--checkpointing"))
+    log = lines(tmp_path / "run" / "log.jsonl")
+    assert [line["step"] for line in log] == [0, 1]
+    peaks = [json.loads(line)["mem/peak_gb"] for line in open(tmp_path / "run" / "log.jsonl").readlines()[1:]]
+    assert all(peak > 0.1 for peak in peaks)
+    train.main(["--resume", str(tmp_path / "run")])
+    assert [line["step"] for line in lines(tmp_path / "run" / "log.jsonl")] == [0, 1, 2, 3]
+
+
 # ---- the update
 
 
