@@ -21,6 +21,7 @@ import argparse
 import csv
 import functools
 import glob
+import gzip
 import hashlib
 import http.client
 import json
@@ -190,11 +191,15 @@ def _json(file: Path) -> dict:
         raise ValueError(f"{file} is no JSON object: {e}") from None
 
 
-def _nth(names, number, file: Path, what: str):
-    """names[number - 1]: the publishers count from 1."""
-    if not 1 <= int(number) <= len(names):
+def _pick(names: dict, number, file: Path, what: str):
+    number = str(int(number))  # an array's may be a float
+    if number not in names:
         raise ValueError(f"{file}: {what} is number {number}, which is not one of 1 to {len(names)}")
-    return names[int(number) - 1]
+    return names[number]
+
+
+def _counted(names) -> dict:
+    return {str(i): name for i, name in enumerate(names, 1)}  # as the publishers do, from 1
 
 
 def _words(name: str) -> str:
@@ -216,14 +221,14 @@ def _cub(folder: Path) -> dict:
 
 
 def _flowers(folder: Path) -> dict:
-    """The publisher names no class: cat_to_name.json counts from 1, metadata.csv from 0."""
+    """The publisher names no class: cat_to_name.json does, or metadata.csv, which counts from 0."""
     file, labels = folder / "cat_to_name.json", folder / "imagelabels.mat"
-    names = (_json(file) if file.is_file() else
-             {int(i) + 1: name for i, name in _csv(folder / "metadata.csv", "idx", "class_name")})
-    names, classes = [_words(names[i]) for i in sorted(names, key=int)], read_mat(labels, "labels").ravel()
-    return {split: [(f"image_{i:05d}.jpg", _nth(names, _nth(classes, i, labels, "an image"), labels,
-                                                f"the class of image {i}"))
-                    for i in read_mat(folder / "setid.mat", split).ravel()] for split in ("trnid", "valid", "tstid")}
+    names = _json(file) if file.is_file() else _counted(
+        name for _, name in _csv(folder / "metadata.csv", "idx", "class_name"))
+    classes = _counted(read_mat(labels, "labels").flat)
+    return {split: [(f"image_{i:05d}.jpg", _words(_pick(names, _pick(classes, i, labels, "an image"), labels,
+                                                        f"the class of image {i}")))
+                    for i in read_mat(folder / "setid.mat", split).astype(int).flat] for split in ("trnid", "valid", "tstid")}
 
 
 def _food(folder: Path) -> dict:
@@ -234,7 +239,7 @@ def _food(folder: Path) -> dict:
 
 def _pets(folder: Path) -> dict:
     files = {split: folder / f"annotations/{split}.txt" for split in ("trainval", "test")}
-    return {split: [(f"{stem}.jpg", _nth([_words(breed).lower()] * 37, number, file, f"the class of {stem}"))
+    return {split: [(f"{stem}.jpg", _pick(dict.fromkeys(map(str, range(1, 38)), _words(breed).lower()), number, file, f"the class of {stem}"))
                     for stem, breed, number in _lines(file, r"((\S+)_\d+) (\d+) [12] \d+", "Abyssinian_100 1 1 1")]
             for split, file in files.items()}
 
@@ -246,12 +251,12 @@ def _cars(folder: Path) -> dict:
         return _class_folders(folder)
     labelled = [f / "cars_test_annos_withlabels.mat" for f in (folder, kit)]  # the devkit's own has no labels
     files = [old] if old.is_file() else [kit / "cars_train_annos.mat", *filter(Path.is_file, labelled)][:2]
-    names = read_mat(old if old.is_file() else kit / "cars_meta.mat", "class_names").ravel()
+    names = _counted(read_mat(old if old.is_file() else kit / "cars_meta.mat", "class_names").flat)
     for file in files:
         for car in read_mat(file, "annotations").flat:
             split = "test" if file in labelled or "test" in car and car["test"].item() else "train"
             path = car.get("relative_im_path") or f"cars_{split}/{car['fname']}"
-            rows[split].append((path, _words(_nth(names, car["class"].item(), file, f"the class of {path}"))))
+            rows[split].append((path, _words(_pick(names, car["class"].item(), file, f"the class of {path}"))))
     return rows
 
 
@@ -404,35 +409,34 @@ def download(name: str, root=None) -> None:
 
 
 def fetch(url: str, file: Path, md5: str | None = None) -> None:
-    """Into FILE.part, which a broken transfer leaves to go on from; FILE once size and MD5 are right."""
-    part = file.with_name(file.name + ".part")
-    start = part.stat().st_size if part.exists() else 0
+    """Into FILE.part, from where a broken transfer goes on; FILE once size and MD5 are right. Raises OSError."""
     if file.exists():
         return
+    part, found = file.with_name(file.name + ".part"), hashlib.md5(usedforsecurity=False)
+    start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0", "Range": f"bytes={start}-"})
     try:
         with urllib.request.urlopen(request, timeout=60) as reply:
-            start = start if reply.status == 206 else 0  # 200: a server that ignores ranges; from the start
-            length = reply.headers["Content-Length"]
-            total = length and start + int(length)
+            start = start if reply.status == 206 else 0  # 200: the server ignores ranges
+            total = start + int(reply.headers["Content-Length"] or 0)
             with open(part, "ab" if start else "wb") as f, _bar(
                     desc=file.name, total=total, initial=start, unit="B", unit_scale=True) as bar:
                 while block := reply.read(1 << 18):
                     bar.update(f.write(block))
-        if total and part.stat().st_size != total:
+        if part.stat().st_size < total:
             raise OSError(f"broke off at {part.stat().st_size} of {total} bytes")
     except (OSError, http.client.HTTPException) as e:
-        whole = getattr(e, "code", None) == 416 and e.headers["Content-Range"] == f"bytes */{start}"
-        if not whole or not start:
-            raise OSError(f"{url}: {e}; the same command goes on from {part}") from None
-    if md5:
-        with open(part, "rb") as f:
-            found = hashlib.md5(usedforsecurity=False)
-            while block := f.read(1 << 20):
-                found.update(block)
-        if found.hexdigest() != md5:
-            part.unlink()
-            raise OSError(f"{url}: the MD5 is {found.hexdigest()}, not {md5}: the file is dropped, fetch it again")
+        past_the_end = getattr(e, "code", None) == 416
+        if not past_the_end or e.headers["Content-Range"] != f"bytes */{start}":  # else it was all there
+            if past_the_end:
+                part.unlink(missing_ok=True)
+            raise OSError(f"{url}: {e}; run it again to go on") from None
+    with open(part, "rb") as f:
+        while block := f.read(1 << 20):
+            found.update(block)
+    if md5 and found.hexdigest() != md5:
+        part.unlink()
+        raise OSError(f"{url}: the MD5 is {found.hexdigest()}, not {md5}: dropped, fetch it again")
     part.rename(file)
 
 
@@ -440,12 +444,14 @@ def unpack(archive: Path, folder: Path) -> None:
     """Files and folders only, and none outside `folder`, on whatever links its path would lead."""
     home = folder.resolve()
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(archive, "r:gz") as tar:
             for member in _bar(tar, desc=f"unpacking {archive.name}", unit=" files"):
                 if not (member.isreg() or member.isdir()) or not (home / member.name).resolve().is_relative_to(home):
                     raise ValueError(f"{archive}: {member.name!r} is a link or a device, or leaves {folder}: refused")
                 tar.extract(member, home, filter="data")
-    except (tarfile.TarError, EOFError, zlib.error) as e:
+            while tar.fileobj.read(1 << 20):  # to the checksum at the end
+                pass
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise OSError(f"{archive} is damaged ({e}): delete it and fetch it again") from None
 
 
