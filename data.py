@@ -4,17 +4,17 @@ asked for.
     python data.py --data flowers --root DIR              what is there: counts, examples, a sheet of pictures
     python data.py --data flowers --root DIR --download   fetch it first
 
-As a library: `load("cub", "train", root="data", limit=3000)`. Names: `cub`, `flowers`, `food`, `pets`, `cars`,
-`aircraft`; the embedded world's `toy` (= `toy-bird`), `toy-flower`, `toy-vehicle`, `toy-fish`; a folder of class
-folders; a .jsonl file of {"image": path, "label": name, "split": train, val or test, if wanted}.
+As a library: `load("cub", "train", root="data", limit=3000)`. Names: cub, flowers, food, pets, cars,
+aircraft; the embedded world's toy (= toy-bird), toy-flower, toy-vehicle, toy-fish; a folder of class folders;
+a .jsonl file of {"image": path, "label": name}, and if wanted "split": train, val or test.
 
 Where this departs from the official release:
-1. Images are read as the archives unpack, not re-encoded into parquet; the EXIF rotation is applied, transparency
-   becomes white, 16-bit grey is scaled.
-2. Flowers, food and pets are split as published; protocol="coop" takes the release's split. The two share images
-   across train and test: one protocol for a run.
-3. Where no validation set is published, it is the training images that the official subset of 3,000 leaves unused
-   (the release chooses on test images).
+1. Images are read as the archives unpack, not re-encoded into parquet; the EXIF rotation is applied,
+   transparency becomes white, 16-bit grey is scaled.
+2. Flowers, food and pets are split as published; protocol="coop" is the release's split. For flowers and food
+   the two share images across train and test: one protocol for a run.
+3. Where no validation set is published, it is the training images that the official subset of 3,000 leaves
+   unused (the release chooses on test images).
 """
 
 import argparse
@@ -30,7 +30,6 @@ import re
 import struct
 import sys
 import tarfile
-import urllib.parse
 import urllib.request
 import zlib
 from collections import Counter, defaultdict, namedtuple
@@ -45,7 +44,7 @@ OFFICIAL_SUBSET = 3000  # CUB images the paper trains on: random.seed(42), rando
 SPLITS = {"train": ("train", "trnid", "trainval"), "val": ("val", "valid", "validation"),
           "test": ("test", "tstid")}  # ours: what publishers call them
 OURS = {published: ours for ours, names in SPLITS.items() for published in names}
-UPRIGHT = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))  # by EXIF orientation
+UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation: Image.Transpose
 PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
 
 
@@ -67,7 +66,7 @@ class Example:
 
 
 def read_image(path) -> Image.Image:
-    """RGB, rotated as its EXIF tag says, on white, fully decoded; whatever the file is named. Raises BadImage."""
+    """RGB, turned as its EXIF tag says, on white, fully decoded; whatever it is named. Raises BadImage."""
     try:
         with Image.open(path) as file:
             turn, image = UPRIGHT.get(file.getexif().get(0x0112)), file
@@ -76,7 +75,8 @@ def read_image(path) -> Image.Image:
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("RGB") if turn is None else image.convert("RGB").transpose(turn)
+            image = image.convert("RGB")
+            image = image if turn is None else image.transpose(Image.Transpose(turn))
             if max(image.size) > 200 * min(image.size):
                 raise ValueError(f"{image.width} x {image.height} pixels are too thin for a grid of patches")
             return image
@@ -87,7 +87,7 @@ def read_image(path) -> Image.Image:
 
 def load(name: str, split: str = "train", root=None, limit: int | None = None, seed: int = 42,
          protocol: str = "official") -> list[Example]:
-    """The examples of one split: "train", "val" or "test", or the publisher's own name for it ("trainval").
+    """The examples of one split: "train", "val", "test", or the publisher's own name for one ("trainval").
 
     root: the dataset's folder or one above it (default: ./data). limit: a random subset of that many images,
     drawn by `seed` as the release draws it: load("cub", limit=3000) is the paper's training set in its order.
@@ -112,28 +112,34 @@ def load(name: str, split: str = "train", root=None, limit: int | None = None, s
 def _listed(name: str, split: str, root: Path, protocol: str) -> list[Example]:
     """Reads the lists of all splits, to be sure that no image is in two, and returns one split."""
     folder, domain = Path(name), Path(name).resolve().stem
-    if name in SETS:
-        folder, domain = _find(name, root, protocol), name
-        rows = SETS[name].read(folder) if protocol == "official" else _coop(name, folder)
-    elif name.endswith(".jsonl"):
-        folder, rows = folder.parent, _jsonl(folder)
-    else:
-        rows = _class_folders(folder)
+    try:
+        if name in SETS:
+            folder, domain = _find(name, root, protocol), name
+            rows = SETS[name].read(folder) if protocol == "official" else _coop(name, folder)
+        elif name.endswith(".jsonl"):
+            folder, rows = folder.parent, _jsonl(folder)
+        else:
+            rows = _class_folders(folder)
+    except (TypeError, LookupError, AttributeError) as e:  # JSON or .mat of another shape
+        raise ValueError(f"{folder}: a file is not as published ({type(e).__name__}: {e})") from None
     published = {ours: next((n for n in names if rows.get(n)), None) for ours, names in SPLITS.items()}
-    for path, times in Counter(path for n in published.values() for path, _ in rows.get(n, ())).most_common(1):
+    listed = Counter(path for n in published.values() for path, _ in rows.get(n, ()))
+    for path, times in listed.most_common(1):
         if times > 1:
             raise ValueError(f"{name}: {path} is listed twice in train, val and test together")
-    chosen = rows.get(split) or rows.get(published[OURS[split]])
+    chosen = rows.get(published[OURS[split]], [])
+    if split == "trainval":
+        chosen = chosen + rows.get(published["val"], [])
     if OURS[split] == "val" and not chosen and published["train"]:
-        chosen = rows[published["train"]]  # what the official subset leaves of them; train.py drops any in use
+        chosen = rows[published["train"]]  # what the official subset leaves; train.py drops any in use
         used = set(_subset(chosen, min(OFFICIAL_SUBSET, len(chosen) // 2), seed=42))
         chosen = [row for row in chosen if row not in used]
     if not chosen:
         there = ", ".join(n for n in rows if rows[n]) or "none in folders SPLIT/CLASS or CLASS"
         raise FileNotFoundError(f"{name} has no {split} images in {folder} (there are: {there})" +
                                 ": is cars_test_annos_withlabels.mat missing?" * (name == "cars"))
-    return [Example(f"{name}/{path}", label, domain, functools.partial(read_image, _file(name, folder, path)))
-            for path, label in chosen]
+    return [Example(f"{Path(name).as_posix()}/{path}", label, domain,
+                    functools.partial(read_image, _file(name, folder, path))) for path, label in chosen]
 
 
 def _subset(examples: list, k: int, seed: int) -> list:
@@ -164,23 +170,23 @@ def _toy(name: str, split: str) -> list[Example]:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Readers: a dataset's folder -> {publisher's split: [(path of the image, label), ...]}, in the publisher's order
+# Readers: a set's folder -> {publisher's split: [(path of an image, label), ...]}, in the publisher's order
 
 def _lines(file: Path, pattern: str, example: str):
     """The groups of every line that is neither blank nor a comment."""
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
+    for n, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
         if line.strip() and not line.startswith("#"):
             match = re.fullmatch(pattern, line.strip())
             if not match:
-                raise ValueError(f"{file}, line {number}: expected a line like {example!r}, got {line[:60]!r}")
+                raise ValueError(f"{file}, line {n}: expected a line like {example!r}, got {line[:60]!r}")
             yield match.groups()
 
 
 def _csv(file: Path, *columns: str):
     with open(file, encoding="utf-8-sig", newline="") as f:
-        for number, row in enumerate(csv.DictReader(f), 2):
+        for n, row in enumerate(csv.DictReader(f), 2):
             if not all(row.get(column) for column in columns):
-                raise ValueError(f"{file}, line {number}: expected the columns {', '.join(columns)}")
+                raise ValueError(f"{file}, line {n}: expected the columns {', '.join(columns)}")
             yield [row[column] for column in columns]
 
 
@@ -191,20 +197,21 @@ def _json(file: Path) -> dict:
         raise ValueError(f"{file} is no JSON object: {e}") from None
 
 
-def _pick(names: dict, number, file: Path, what: str):
+def _counted(names) -> dict:
+    return {str(i): name for i, name in enumerate(names, 1)}  # as the publishers count, from 1
+
+
+def _pick(names: dict, number, file: Path, whose: str):
     number = str(int(number))  # an array's may be a float
     if number not in names:
-        raise ValueError(f"{file}: {what} is number {number}, which is not one of 1 to {len(names)}")
+        raise ValueError(f"{file}: the class of {whose} is number {number}, not one of 1 to {len(names)}")
     return names[number]
-
-
-def _counted(names) -> dict:
-    return {str(i): name for i, name in enumerate(names, 1)}  # as the publishers do, from 1
 
 
 def _words(name: str) -> str:
     name = " ".join(name.replace("_", " ").split())
-    return {"lotus lotus": "lotus", "Ram C-V Cargo Van Minivan 2012": "Ram C/V Cargo Van Minivan 2012"}.get(name, name)
+    return {"lotus lotus": "lotus", "Ram C-V Cargo Van Minivan 2012": "Ram C/V Cargo Van Minivan 2012"
+            }.get(name, name)
 
 
 def _cub(folder: Path) -> dict:
@@ -222,13 +229,17 @@ def _cub(folder: Path) -> dict:
 
 def _flowers(folder: Path) -> dict:
     """The publisher names no class: cat_to_name.json does, or metadata.csv, which counts from 0."""
-    file, labels = folder / "cat_to_name.json", folder / "imagelabels.mat"
+    file, ids, rows = folder / "cat_to_name.json", folder / "setid.mat", {}
     names = _json(file) if file.is_file() else _counted(
         name for _, name in _csv(folder / "metadata.csv", "idx", "class_name"))
-    classes = _counted(read_mat(labels, "labels").flat)
-    return {split: [(f"image_{i:05d}.jpg", _words(_pick(names, _pick(classes, i, labels, "an image"), labels,
-                                                        f"the class of image {i}")))
-                    for i in read_mat(folder / "setid.mat", split).astype(int).flat] for split in ("trnid", "valid", "tstid")}
+    classes = read_mat(folder / "imagelabels.mat", "labels").ravel()
+    for split in ("trnid", "valid", "tstid"):
+        numbers = read_mat(ids, split).ravel().astype(int)
+        if not ((numbers > 0) & (numbers <= len(classes))).all():
+            raise ValueError(f"{ids}: {split} has images beyond the {len(classes)} of imagelabels.mat")
+        rows[split] = [(f"image_{i:05d}.jpg", _words(_pick(names, classes[i - 1], ids, f"image {i}")))
+                       for i in numbers]
+    return rows
 
 
 def _food(folder: Path) -> dict:
@@ -238,10 +249,12 @@ def _food(folder: Path) -> dict:
 
 
 def _pets(folder: Path) -> dict:
-    files = {split: folder / f"annotations/{split}.txt" for split in ("trainval", "test")}
-    return {split: [(f"{stem}.jpg", _pick(dict.fromkeys(map(str, range(1, 38)), _words(breed).lower()), number, file, f"the class of {stem}"))
-                    for stem, breed, number in _lines(file, r"((\S+)_\d+) (\d+) [12] \d+", "Abyssinian_100 1 1 1")]
-            for split, file in files.items()}
+    rows, classes = {}, _counted([""] * 37)
+    for split in ("trainval", "test"):
+        file, pattern = folder / f"annotations/{split}.txt", r"((\S+)_\d+) (\d+) [12] \d+"
+        rows[split] = [(f"{stem}.jpg", _words(breed).lower() + _pick(classes, n, file, stem))
+                       for stem, breed, n in _lines(file, pattern, "Abyssinian_100 1 1 1")]
+    return rows
 
 
 def _cars(folder: Path) -> dict:
@@ -256,31 +269,29 @@ def _cars(folder: Path) -> dict:
         for car in read_mat(file, "annotations").flat:
             split = "test" if file in labelled or "test" in car and car["test"].item() else "train"
             path = car.get("relative_im_path") or f"cars_{split}/{car['fname']}"
-            rows[split].append((path, _words(_pick(names, car["class"].item(), file, f"the class of {path}"))))
+            rows[split].append((path, _words(_pick(names, car["class"].item(), file, path))))
     return rows
 
 
 def _aircraft(folder: Path) -> dict:
-    rows = {split: [(f"{i}.jpg", _words(label)) for i, label in _lines(
+    return {split: [(f"{i}.jpg", _words(label)) for i, label in _lines(
         folder / f"images_variant_{split}.txt", r"(\d+) (.+)", "1025794 707-320")] for split in SPLITS}
-    return rows | {"trainval": rows["train"] + rows["val"]}
 
 
 def _coop(name: str, folder: Path) -> dict:
     """CoOp's {split: [[path, class, name], ...]}; or split_coop.csv, with labels.csv and metadata.csv."""
-    file, rows, known = folder / f"split_zhou_{COOP[name]}.json", {split: [] for split in SPLITS}, {}
+    file, rows = folder / f"split_zhou_{COOP[name]}.json", {split: [] for split in SPLITS}
     file = next((f for f in (file, folder.parent / file.name) if f.is_file()), folder / "split_coop.csv")
     if file.suffix == ".json":
-        listed = [(split, *row) for split, part in _json(file).items() for row in part]
+        listed = [(split, *row) for split, part in _json(file).items() for row in map(tuple, part)]
     else:
-        if (folder / "labels.csv").is_file():
+        names, known = {}, {}  # food and pets say it in the path
+        if name not in ("food", "pets"):
             names = dict(_csv(folder / "metadata.csv", "idx", "class_name"))
-            known = {p: names.get(number) for p, number in _csv(folder / "labels.csv", "filename", "class_idx")}
-        elif name in ("flowers", "cars"):
-            known = {p.removeprefix("cars_"): label for part in SETS[name].read(folder).values() for p, label in part}
-        guess = {"food": r"([^/]+)/.*", "pets": r".*?([^/]+)_\d+\.jpg"}.get(name, "()")  # the path tells
-        listed = [(split, p, 0, known[p] if p in known else re.sub(guess, r"\1", p)) for split, p in
-                  _csv(file, "split", "filename")]
+            known = dict(_csv(folder / "labels.csv", "filename", "class_idx"))
+        by_path = re.compile({"food": "([^/]+)/.*", "pets": r".*?([^/]+)_\d+\.jpg"}.get(name, "()"))
+        listed = [(split, path, 0, names.get(known.get(path)) or (by_path.fullmatch(path) or [0, None])[1])
+                  for split, path in _csv(file, "split", "filename")]
     for row in listed:
         if len(row) != 4 or row[0] not in rows or not all(isinstance(row[i], str) for i in (1, 3)):
             raise ValueError(f"{file}: expected a split, a path, a class and its name, got {row}")
@@ -306,14 +317,14 @@ def _class_folders(folder: Path) -> dict:
 
 def _jsonl(file: Path) -> dict:
     rows = defaultdict(list)
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
+    for n, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
         try:
             if line.strip():
                 row = json.loads(line)
                 path, label, split = Path(row["image"]).as_posix(), row["label"].strip(), row.get("split")
                 rows[OURS[split or _hashed(path)]].append((path, label or row["no label"]))
         except (ValueError, TypeError, LookupError, AttributeError):
-            raise ValueError(f'{file}, line {number}: expected {{"image": path, "label": name}} and, if wanted, '
+            raise ValueError(f'{file}, line {n}: expected {{"image": path, "label": name}} and, if wanted, '
                              f'"split": train, val or test, got {line[:60]!r}') from None
     return rows
 
@@ -331,8 +342,8 @@ def _file(name: str, folder: Path, path: str) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# What is published: the names its folder goes by; what must lie there ("a|b": either); where the images are; the
-# files with their MD5 as public readers state it
+# What is published: the names its folder goes by; what must lie there ("a|b": either); where the images are;
+# the files with their MD5 as public readers state it
 
 COOP = {"flowers": "OxfordFlowers", "food": "Food101", "pets": "OxfordPets", "cars": "StanfordCars"}
 OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/"
@@ -347,7 +358,8 @@ SETS = {
         _flowers, "Oxford Flowers-102", "flowers-102 flowers102 oxford_flowers flowers",
         "imagelabels.mat setid.mat cat_to_name.json|metadata.csv jpg", "jpg", OXFORD + "flowers/102/",
         {"102flowers.tgz": "52808999861908f626f3c1f4e79d11fa",
-         "imagelabels.mat": "e0620be6f572b9609742df49c70aed4d", "setid.mat": "a5357ecc9cb78c4bef273ce3793fc85c",
+         "imagelabels.mat": "e0620be6f572b9609742df49c70aed4d",
+         "setid.mat": "a5357ecc9cb78c4bef273ce3793fc85c",
          "https://raw.githubusercontent.com/udacity/pytorch_challenge/master/cat_to_name.json": None}),
     "food": Published(
         _food, "Food-101", "food-101 food101 food", "meta/train.txt meta/test.txt images", "images",
@@ -361,22 +373,23 @@ SETS = {
         _cars, "Stanford Cars", "stanford_cars stanford-cars cars",
         "devkit/cars_meta.mat|cars_annos.mat|train devkit/cars_train_annos.mat|cars_annos.mat|train", ".",
         "someone's copy (Stanford's host is gone; a re-host in folders train/CLASS and test/CLASS will do)",
-        dict.fromkeys(("cars_train.tgz", "cars_test.tgz", "car_devkit.tgz", "cars_test_annos_withlabels.mat"))),
+        dict.fromkeys("cars_train.tgz cars_test.tgz car_devkit.tgz cars_test_annos_withlabels.mat".split())),
     "aircraft": Published(
         _aircraft, "FGVC-Aircraft", "fgvc-aircraft-2013b fgvc_aircraft aircraft data",
         "images_variant_train.txt images_variant_val.txt images_variant_test.txt images", "images",
-        OXFORD + "fgvc-aircraft/archives/", {"fgvc-aircraft-2013b.tar.gz": "d4acdd33327262359767eeaa97a4f732"}),
+        OXFORD + "fgvc-aircraft/archives/",
+        {"fgvc-aircraft-2013b.tar.gz": "d4acdd33327262359767eeaa97a4f732"}),
 }
 
 
 def _find(name: str, root: Path, protocol: str) -> Path:
     """Of root and up to three levels of the folders the set goes by, the one with most of what is needed."""
-    known, folders = SETS[name], [root]
-    needs, advice = known.needs, (f"fetch {', '.join(Path(f).name for f in known.files)} from {known.url} and "
-                                  "unpack it there, or say --root FOLDER")
+    known, folders, needs = SETS[name], [root], SETS[name].needs
+    advice = (f"fetch {', '.join(Path(f).name for f in known.files)} from {known.url} and unpack it there, "
+              "or say --root FOLDER")
     if protocol == "coop":
-        split = f"split_zhou_{COOP[name]}.json"
-        needs, advice = f"{known.images} {split}|../{split}|split_coop.csv", "CoOp's DATASETS.md says where it is"
+        file = f"split_zhou_{COOP[name]}.json"
+        needs, advice = f"{known.images} {file}|../{file}|split_coop.csv", "see CoOp's DATASETS.md"
     for folder in folders:
         if len(folder.parts) < len(root.parts) + 3:
             folders += [folder / n for n in known.folders.split() if (folder / n).is_dir()]
@@ -384,22 +397,20 @@ def _find(name: str, root: Path, protocol: str) -> Path:
     def missing(folder):
         return [n for n in needs.split() if not any((folder / o).exists() for o in n.split("|"))]
     folder = min(folders, key=lambda f: len(missing(f)))
-    if len(missing(folder)) == len(needs.split()):
-        raise FileNotFoundError(f"{known.title} is not in {root}: {advice}")
     if missing(folder):
-        raise FileNotFoundError(f"{folder} is not {known.title} as its archive unpacks: "
+        raise FileNotFoundError(f"{known.title} is not in {folder} as its archive unpacks: "
                                 f"{missing(folder)[0].replace('|', ' or ')} is missing; {advice}")
     return folder
 
 
 def download(name: str, root=None) -> None:
-    """Fetches and unpacks a published set into root/name; once that is done, nothing. Raises OSError, ValueError."""
+    """Fetches and unpacks a published set into root/name; once that is done, nothing."""
     known, folder = SETS.get(name), Path(root or "data") / name
     if not known or not known.url.startswith("http"):
         raise ValueError(f"{name} cannot be downloaded" + (
             f": {known.title} comes as {', '.join(known.files)} from {known.url}" if known else ""))
-    folder.mkdir(parents=True, exist_ok=True)
     if not (folder / ".complete").exists():
+        folder.mkdir(parents=True, exist_ok=True)
         for file, md5 in known.files.items():
             fetch(urllib.parse.urljoin(known.url, file), folder / Path(file).name, md5)
         for archive in (file for file in known.files if file.endswith("gz")):
@@ -409,11 +420,11 @@ def download(name: str, root=None) -> None:
 
 
 def fetch(url: str, file: Path, md5: str | None = None) -> None:
-    """Into FILE.part, from where a broken transfer goes on; FILE once size and MD5 are right. Raises OSError."""
+    """Into FILE.part, where a broken transfer goes on; FILE once size and MD5 are right. Raises OSError."""
+    part = file.with_name(file.name + ".part")
+    start = part.stat().st_size if part.exists() else 0
     if file.exists():
         return
-    part, found = file.with_name(file.name + ".part"), hashlib.md5(usedforsecurity=False)
-    start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0", "Range": f"bytes={start}-"})
     try:
         with urllib.request.urlopen(request, timeout=60) as reply:
@@ -426,28 +437,28 @@ def fetch(url: str, file: Path, md5: str | None = None) -> None:
         if part.stat().st_size < total:
             raise OSError(f"broke off at {part.stat().st_size} of {total} bytes")
     except (OSError, http.client.HTTPException) as e:
-        past_the_end = getattr(e, "code", None) == 416
-        if not past_the_end or e.headers["Content-Range"] != f"bytes */{start}":  # else it was all there
-            if past_the_end:
-                part.unlink(missing_ok=True)
+        beyond = getattr(e, "code", None) == 416  # all of it was there, or it was of another file
+        if beyond and e.headers["Content-Range"] != f"bytes */{start}":
+            part.unlink(missing_ok=True)
+        if not beyond or not part.exists():
             raise OSError(f"{url}: {e}; run it again to go on") from None
     with open(part, "rb") as f:
-        while block := f.read(1 << 20):
-            found.update(block)
-    if md5 and found.hexdigest() != md5:
+        found = hashlib.file_digest(f, "md5").hexdigest()
+    if md5 and found != md5:
         part.unlink()
-        raise OSError(f"{url}: the MD5 is {found.hexdigest()}, not {md5}: dropped, fetch it again")
+        raise OSError(f"{url}: the MD5 is {found}, not {md5}: dropped, fetch it again")
     part.rename(file)
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Files and folders only, and none outside `folder`, on whatever links its path would lead."""
+    """Files and folders only, none of them outside `folder`, whatever links lie there. Raises ValueError."""
     home = folder.resolve()
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member in _bar(tar, desc=f"unpacking {archive.name}", unit=" files"):
-                if not (member.isreg() or member.isdir()) or not (home / member.name).resolve().is_relative_to(home):
-                    raise ValueError(f"{archive}: {member.name!r} is a link or a device, or leaves {folder}: refused")
+                inside = (home / member.name).resolve().is_relative_to(home)
+                if not inside or not (member.isreg() or member.isdir()):
+                    raise ValueError(f"{archive}: {member.name!r} is a link, a device or outside: refused")
                 tar.extract(member, home, filter="data")
             while tar.fileobj.read(1 << 20):  # to the checksum at the end
                 pass
@@ -467,14 +478,14 @@ STORED = dict(zip((1, 2, 3, 4, 5, 6, 7, 9, 12, 13), "i1 u1 i2 u2 i4 u4 f4 f8 i8 
 
 
 def read_mat(path, variable: str):
-    """A variable in MATLAB's shape: numbers as an array, char as str (several rows: an array of str), a cell as an
+    """A variable in MATLAB's shape: numbers as an array, char as str (several rows: an array), a cell as an
     object array of values, a struct as one of dicts. Raises ValueError that names the file."""
     data = Path(path).read_bytes()
     try:
         order = {b"\0\1IM": "<", b"\1\0MI": ">"}[data[124:128]]
         return dict(_matrix(body, order) for _, body in _elements(data[128:], order))[variable]
     except (ValueError, TypeError, LookupError, struct.error, zlib.error) as e:
-        raise ValueError(f"{path} is no MATLAB v5 file with the variable {variable!r}, or damaged ({e})") from None
+        raise ValueError(f"{path} is no whole MATLAB v5 file with {variable!r} in it: {e}") from None
 
 
 def _elements(data: bytes, order: str):
@@ -503,9 +514,9 @@ def _matrix(data: bytes, order: str):
     kind, shape = np.frombuffer(flags, order + "u4")[0] & 255, np.frombuffer(shape, order + "i4")
     if kind == 4:  # char, down the columns
         (stored, text), = parts
-        end = "le" if order == "<" else "be"
-        text = text.decode({4: f"utf-16-{end}", 17: f"utf-16-{end}", 18: f"utf-32-{end}"}.get(stored, "utf-8"))
-        return name.decode(), text if shape[0] < 2 else np.array([text[r::shape[0]] for r in range(shape[0])])
+        wide = {4: "utf-16", 17: "utf-16", 18: "utf-32"}.get(stored)
+        text = text.decode(f"{wide}-{'le' if order == '<' else 'be'}" if wide else "utf-8")
+        return name.decode(), np.array([text[r::shape[0]] for r in range(shape[0])]) if shape[0] > 1 else text
     if kind in (1, 2):  # cell, struct
         names = []
         if kind == 2:
@@ -514,7 +525,8 @@ def _matrix(data: bytes, order: str):
             names = [fields[i:i + width].split(b"\0")[0].decode() for i in range(0, len(fields), width)]
         values = [_matrix(body, order)[1] for _, body in parts]
         if names:
-            values = [dict(zip(names, row, strict=True)) for row in zip(*[iter(values)] * len(names), strict=True)]
+            rows = zip(*[iter(values)] * len(names), strict=True)
+            values = [dict(zip(names, row, strict=True)) for row in rows]
         return name.decode(), np.fromiter(values, object, len(values)).reshape(shape, order="F")
     if not 6 <= kind <= 15:
         raise ValueError(f"class {kind} is not read")
@@ -527,77 +539,69 @@ def _matrix(data: bytes, order: str):
 
 def sheet(examples: list[Example], columns: int = 6, width: int = 200, height: int = 160) -> Image.Image:
     """A grid of pictures over their labels."""
-    gap, font = 16, ImageFont.load_default(15)
-    page = Image.new("RGB", (columns * (width + gap) + gap, -(-len(examples) // columns) * (height + 48) + gap), "white")
-    draw = ImageDraw.Draw(page)
+    lines, font = -(-len(examples) // columns), ImageFont.load_default(15)
+    page = Image.new("RGB", (columns * (width + 16) + 16, lines * (height + 48)), "white")
     for i, example in enumerate(examples):
-        x, y, label = gap + i % columns * (width + gap), gap + i // columns * (height + 48), example.label
+        x, y, label = 16 + i % columns * (width + 16), 16 + i // columns * (height + 48), example.label
         try:
             image = example.image()
         except BadImage:
             image, label = Image.new("RGB", (width, height), "#ddd"), f"unreadable: {label}"
-        small = ImageOps.contain(image, (width, height), 0 if max(image.size) < 100 else Image.Resampling.LANCZOS)
+        small = ImageOps.contain(image, (width, height), int(max(image.size) > 99))  # drawings by pixel
         page.paste(small, (x + (width - small.width) // 2, y + (height - small.height) // 2))
-        while draw.textlength(label, font) > width:
+        while font.getlength(label) > width:
             label = label[:-2] + "…"
-        draw.text((x + width // 2, y + height + 8), label, "#222", font, "ma")
+        ImageDraw.Draw(page).text((x + width // 2, y + height + 8), label, "#222", font, "ma")
     return page
 
 
-def oddity(path) -> str:
-    """What a naive reader would stumble over in a readable image; "" for a plain one."""
-    with Image.open(path) as file:
-        named = Image.registered_extensions().get(Path(path).suffix.lower())
-        return ", ".join([file.mode] * (file.mode != "RGB") + [f"{file.format} by another name"] * (file.format != named)
-                         + ["turned by EXIF"] * (file.getexif().get(0x0112, 1) != 1)
-                         + ["under 28 pixels"] * (min(file.size) < 28))
-
-
 def check(examples: list[Example]) -> str:
-    """Decodes them all: one line for each unreadable image, one for each kind of odd one."""
-    bad, odd = [], defaultdict(list)
+    """Decodes them all: a line for each unreadable image, and how the others are stored, with examples."""
+    bad, kinds = [], defaultdict(list)
     for example in _bar(examples, desc="decoding", unit=" images"):
         try:
             example.image()
-            kind = oddity(example.open.args[0]) if isinstance(example.open, functools.partial) else ""
-            if kind:
-                odd[kind].append(example.id)
+            for path in getattr(example.open, "args", ()):  # the embedded world's have none
+                with Image.open(path) as file:
+                    turned = ", turned by EXIF" * (file.getexif().get(0x0112, 1) != 1)
+                    tiny = ", under 28 pixels" * (min(file.size) < 28)
+                    kinds[f"{file.format} {file.mode} named {path.suffix}{turned}{tiny}"].append(example.id)
         except BadImage as e:
             bad.append(f"  {e}")
-    kinds = [f"  {kind}: {len(ids)} ({', '.join(ids[:3])}{', …' * (len(ids) > 3)})" for kind, ids in odd.items()]
-    return "\n".join([f"decoded {len(examples)}: {len(bad)} unreadable, {sum(map(len, odd.values()))} odd", *bad, *kinds])
+    kinds = [f"  {len(ids)} {kind}: {', '.join(ids[:2])}" for kind, ids in kinds.items()]
+    return "\n".join([f"{len(examples)} decoded, {len(bad)} unreadable", *bad, *sorted(kinds)])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What a dataset folder holds; --download fetches it first.")
-    parser.add_argument("--data", required=True, help="a dataset's name, a folder of class folders, a .jsonl file")
+    parser = argparse.ArgumentParser(description="What a dataset holds.")
+    parser.add_argument("--data", required=True, help="a set's name, a class-folder tree, a .jsonl file")
     parser.add_argument("--root", help="the dataset's folder or one above it (default: data)")
-    parser.add_argument("--split", choices=[*OURS], help="only this one")
+    parser.add_argument("--split", help="only this one")
     parser.add_argument("--protocol", default="official", help="official or coop")
-    parser.add_argument("--limit", type=int, help="decode at most this many images of a split")
     parser.add_argument("--sheet", help="where the sheet of pictures goes (default: runs/DATA-SPLIT.png)")
-    parser.add_argument("--check", action="store_true", help="decode every image and name the odd ones")
+    parser.add_argument("--check", action="store_true", help="decode every image, name the odd ones")
+    parser.add_argument("--limit", type=int, help="decode no more of a split than these, evenly spread")
     parser.add_argument("--download", action="store_true", help="fetch it into ROOT/DATA first")
     args = parser.parse_args()
     try:
         if args.download:
             download(args.data, args.root)
-        sets, problems = {}, []
+        sets, missing = {}, []
         for split in [args.split] if args.split else SPLITS:
             try:
                 sets[split] = load(args.data, split, args.root, protocol=args.protocol)
             except FileNotFoundError as e:
-                problems.append(e)
+                missing.append(e)
         if not sets:
-            raise problems[0]
+            raise missing[0]
         for split, examples in sets.items():
             each = Counter(e.label for e in examples).values()
             unused = split == "val" and set(examples) <= set(sets.get("train", ()))
             print(f"{split:6}{len(examples):7} images{len(each):5} classes of {min(each)} to {max(each)}"
-                  + ", training images that the official subset leaves unused" * unused)
-        print(*problems, sep="\n")
+                  + ", those of train that the official subset leaves" * unused)
         first = next(iter(sets))
-        print(f"ten of {first}:", *(f"  {e.id}: {e.label}" for e in spread(sets[first], 10)), sep="\n")
+        ten = (f"  {e.id}: {e.label}" for e in spread(sets[first], 10))
+        print(*missing, f"ten of {first}:", *ten, sep="\n")
         for split, examples in sets.items() if args.check else ():
             print(f"{split}: {check(spread(examples, args.limit or len(examples)))}")
         file = Path(args.sheet or f"runs/{Path(args.data).resolve().stem}-{first}.png")

@@ -173,15 +173,17 @@ def test_no_member_leaves_the_folder_and_no_link_is_made_or_followed(tmp_path, m
     with pytest.raises(ValueError, match="evil.tgz: .* refused") as e:
         data.unpack(tmp_path / "evil.tgz", inside)
     assert "\n" not in str(e.value) and not os.path.exists("/tmp/speciarl-out.txt")
-    assert {f.name for f in inside.iterdir()} == {"a.txt", "link"} and not list((tmp_path / "elsewhere").iterdir())
+    assert {f.name for f in inside.iterdir()} == {"a.txt", "link"}
+    assert not list((tmp_path / "elsewhere").iterdir())
     assert {f.name for f in tmp_path.iterdir()} == {"in", "elsewhere", "secret", "evil.tgz"}
 
 
 def test_a_damaged_archive_is_said_and_not_taken_for_whole(server, tmp_path, monkeypatch):
     whole = packed(*((f"CUB_200_2011/{i}.bin", os.urandom(2000)) for i in range(20)))
-    for content in (whole[:len(whole) // 2], whole[:-4], b"no archive", whole[:9000] + bytes(500) + whole[9500:]):
+    known = data.SETS["cub"]._replace(url=server.url, files={"c.tgz": None})
+    monkeypatch.setitem(data.SETS, "cub", known)
+    for content in (whole[:len(whole) // 2], whole[:-4], b"none", whole[:9000] + bytes(500) + whole[9500:]):
         server.files["c.tgz"] = content
-        monkeypatch.setitem(data.SETS, "cub", data.SETS["cub"]._replace(url=server.url, files={"c.tgz": None}))
         with pytest.raises(OSError, match="c.tgz is damaged .*: delete it and fetch it again") as e:
             data.download("cub", tmp_path)
         assert "\n" not in str(e.value) and not (tmp_path / "cub/.complete").exists()
@@ -192,7 +194,7 @@ def test_a_damaged_archive_is_said_and_not_taken_for_whole(server, tmp_path, mon
 
 
 def test_what_nobody_serves():
-    with pytest.raises(ValueError, match="cars cannot be downloaded: Stanford Cars comes as cars_train.tgz, .* copy"):
+    with pytest.raises(ValueError, match="cannot be downloaded: Stanford Cars comes as cars_train.tgz, .*"):
         data.download("cars")
     with pytest.raises(ValueError, match="toy cannot be downloaded"):
         data.download("toy")

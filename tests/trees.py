@@ -98,8 +98,8 @@ def cars(root: Path, labelled: bool = True, compress: bool = True) -> Path:
         bare = [{k: v for k, v in row.items() if k != "class"} for row in annos]
         for i in numbers:
             picture(folder / f"cars_{split}/{i}.jpg")
-        write_mat(folder / f"devkit/cars_{split}_annos.mat", {"annotations": bare if split == "test" else annos},
-                  compress)
+        write_mat(folder / f"devkit/cars_{split}_annos.mat",
+                  {"annotations": bare if split == "test" else annos}, compress)
     if labelled:
         write_mat(folder / "cars_test_annos_withlabels.mat", {"annotations": annos}, compress)
     return folder
@@ -154,7 +154,8 @@ def _array(name: str, value, order: str) -> bytes:
         kind, shape, body = 4, (1, len(value)), numbers(4, [ord(c) for c in value], "H")
     elif isinstance(value, list):
         fields = list(value[0])
-        body = numbers(5, [32], "i") + _element(1, b"".join(f.encode().ljust(32, b"\0") for f in fields), order)
+        names = b"".join(f.encode().ljust(32, b"\0") for f in fields)
+        body = numbers(5, [32], "i") + _element(1, names, order)
         kind, shape, body = 2, (1, len(value)), body + b"".join(_array("", row[f], order) for row in value
                                                                 for f in fields)
     elif value.dtype == object:
