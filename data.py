@@ -385,8 +385,8 @@ SETS = {
 def _find(name: str, root: Path, protocol: str) -> Path:
     """Of root and up to three levels of the folders the set goes by, the one with most of what is needed."""
     known, folders, needs = SETS[name], [root], SETS[name].needs
-    advice = (f"fetch {', '.join(known.files)} from {known.url} and unpack it there "
-              f"(`python data.py --data {name} --download` does), or say --root FOLDER")
+    advice = (f"fetch {', '.join(known.files)} from {known.url} and unpack it there, or say --root FOLDER"
+              + f", or python data.py --data {name} --download" * known.url.startswith("http"))
     if protocol == "coop":
         file = f"split_zhou_{COOP[name]}.json"
         needs, advice = f"{known.images} {file}|../{file}|split_coop.csv", "see CoOp's DATASETS.md"

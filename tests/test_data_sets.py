@@ -244,7 +244,7 @@ def test_bad_input_ends_in_one_clear_line(tmp_path):
     says("unknown protocol 'coop' for aircraft: choose official, or coop for", "aircraft", protocol="coop")
     for name, title in [("flowers", "Oxford Flowers-102"), ("food", "Food-101"), ("pets", "Oxford-IIIT Pets"),
                         ("cars", "Stanford Cars"), ("aircraft", "FGVC-Aircraft")]:
-        says(f"{title} is not in .*void as .* is missing; fetch .* and unpack it there .*, or say --root", name,
+        says(f"{title} is not in .*void as .* is missing; fetch .* and unpack it there, or say", name,
              tmp_path / "void", FileNotFoundError)
     says("split_zhou_Food101.json or .*split_coop.csv is missing", "food", error=FileNotFoundError,
          protocol="coop")
