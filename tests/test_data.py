@@ -1,9 +1,7 @@
 import random
 
-import numpy as np
 import pytest
 import trees
-from PIL import Image
 
 import data
 
@@ -61,39 +59,6 @@ def test_what_is_missing_is_said_in_one_line(tmp_path):
                  lambda: data.load("toy", limit=0), lambda: data.load("toy", protocol="mine")):
         with pytest.raises(ValueError):
             call()
-
-
-def test_odd_images_are_read_right(tmp_path):
-    red = Image.new("RGB", (6, 4), (250, 10, 20))
-    red.convert("CMYK").save(tmp_path / "cmyk.jpg")
-    red.convert("L").save(tmp_path / "grey.jpg")
-    red.convert("RGBA").save(tmp_path / "alpha.png")
-    red.convert("P").save(tmp_path / "palette.gif")
-    red.save(tmp_path / "webp.jpg", "WEBP")
-    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
-    turned = Image.new("RGB", (6, 4))
-    exif = turned.getexif()
-    exif[0x0112] = 6  # shown rotated by 90 degrees
-    turned.save(tmp_path / "turned.jpg", exif=exif)
-    for name, size in [("cmyk.jpg", (6, 4)), ("grey.jpg", (6, 4)), ("alpha.png", (6, 4)),
-                       ("palette.gif", (6, 4)), ("webp.jpg", (6, 4)), ("one.png", (1, 1)),
-                       ("turned.jpg", (4, 6))]:
-        image = data.read_image(tmp_path / name)
-        assert (image.mode, image.size) == ("RGB", size), name
-    assert np.abs(np.asarray(data.read_image(tmp_path / "cmyk.jpg"), int)[2, 2] - (250, 10, 20)).max() < 25
-
-
-def test_unreadable_images_raise_bad_image_with_their_name(tmp_path):
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    noise.save(tmp_path / "whole.jpg")
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])
-    (tmp_path / "empty.jpg").write_bytes(b"")
-    (tmp_path / "text.jpg").write_text("<html>not found</html>")
-    Image.new("RGB", (3000, 2)).save(tmp_path / "thread.png")  # no patch grid fits an aspect ratio above 200
-    for name in ("cut.jpg", "empty.jpg", "text.jpg", "absent.jpg", "thread.png"):
-        with pytest.raises(data.BadImage, match=name) as e:
-            data.read_image(tmp_path / name)
-        assert "\n" not in str(e.value)
 
 
 def test_toy_domains():

@@ -1,0 +1,202 @@
+"""Downloads from a real server on loopback: whole, broken, resumed, wrong, and archives that mean harm."""
+
+import hashlib
+import http.server
+import io
+import os
+import socket
+import tarfile
+import threading
+
+import pytest
+import trees
+
+import data
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves `files` {path: bytes}. `breaks`: the reply stops after that many bytes, once for each entry."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files, self.ranges, self.breaks, self.knows_ranges = {}, [], [], True
+        self.url = f"http://127.0.0.1:{self.server_port}/"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        server, content = self.server, self.server.files.get(self.path[1:])
+        start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        server.ranges.append(start)
+        if content is None:
+            return self.send_error(404)
+        start = start if server.knows_ranges else 0
+        if start and start >= len(content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(content)}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        self.send_response(206 if server.knows_ranges else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        if server.knows_ranges:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        self.wfile.write(content[start:][:server.breaks.pop(0) if server.breaks else None])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+BODY = os.urandom(300_000)
+MD5 = hashlib.md5(BODY).hexdigest()
+
+
+def test_whole_file_and_progress_is_not_in_the_way(server, tmp_path):
+    server.files["a.bin"] = BODY
+    data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+    assert (tmp_path / "a.bin").read_bytes() == BODY and [f.name for f in tmp_path.iterdir()] == ["a.bin"]
+    data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+    assert server.ranges == [0]  # there already: nobody was asked
+
+
+def test_a_broken_transfer_goes_on_where_it_stopped(server, tmp_path):
+    server.files["a.bin"], server.breaks = BODY, [100_000, 50_000]
+    for kept in (100_000, 150_000):
+        with pytest.raises(OSError, match=f"broke off at {kept} of 300000 bytes; run it again to go on") as e:
+            data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+        assert "\n" not in str(e.value)
+        assert (tmp_path / "a.bin.part").read_bytes() == BODY[:kept] and not (tmp_path / "a.bin").exists()
+    data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+    assert (tmp_path / "a.bin").read_bytes() == BODY and server.ranges == [0, 100_000, 150_000]
+    assert not (tmp_path / "a.bin.part").exists()
+
+
+def test_a_server_that_ignores_ranges_starts_over(server, tmp_path):
+    server.files["a.bin"], server.breaks, server.knows_ranges = BODY, [100_000], False
+    with pytest.raises(OSError, match="broke off"):
+        data.fetch(server.url + "a.bin", tmp_path / "a.bin")
+    data.fetch(server.url + "a.bin", tmp_path / "a.bin")
+    assert server.ranges == [0, 100_000] and (tmp_path / "a.bin").read_bytes() == BODY
+
+
+def test_stopped_between_the_last_byte_and_the_rename(server, tmp_path):
+    server.files["a.bin"] = BODY
+    (tmp_path / "a.bin.part").write_bytes(BODY)
+    data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+    (tmp_path / "b.bin.part").write_bytes(BODY + b"more than there is")
+    server.files["b.bin"] = BODY
+    with pytest.raises(OSError, match="416"):
+        data.fetch(server.url + "b.bin", tmp_path / "b.bin", MD5)
+    data.fetch(server.url + "b.bin", tmp_path / "b.bin", MD5)
+    assert (tmp_path / "b.bin").read_bytes() == BODY
+
+
+def test_a_wrong_md5_leaves_nothing_that_looks_good(server, tmp_path):
+    server.files["a.bin"] = b"<html>moved</html>"
+    with pytest.raises(OSError, match=f"the MD5 is .*, not {MD5}") as e:
+        data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+    assert "\n" not in str(e.value) and not list(tmp_path.iterdir())
+
+
+def test_no_such_file_and_no_server(server, tmp_path):
+    with pytest.raises(OSError, match="404"):
+        data.fetch(server.url + "none.bin", tmp_path / "a.bin")
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(OSError, match="refused") as e:
+            data.fetch(f"http://127.0.0.1:{taken.getsockname()[1]}/a.bin", tmp_path / "a.bin")
+    assert "\n" not in str(e.value)
+
+
+def packed(*members) -> bytes:
+    """A .tgz of (name, bytes) files and of ready TarInfo."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                tar.addfile(info, io.BytesIO(member[1]))
+    return buffer.getvalue()
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+def test_a_set_is_fetched_unpacked_and_read_and_then_left_alone(server, tmp_path, monkeypatch, capsys):
+    folder = trees.pets(tmp_path / "made")
+    for part in ("images", "annotations"):
+        server.files[f"{part}.tar.gz"] = packed(*((f.relative_to(folder).as_posix(), f.read_bytes())
+                                                  for f in sorted((folder / part).rglob("*")) if f.is_file()))
+    files = {name: hashlib.md5(content).hexdigest() for name, content in server.files.items()}
+    monkeypatch.setitem(data.SETS, "pets", data.SETS["pets"]._replace(url=server.url, files=files))
+    server.breaks = [400]
+    with pytest.raises(OSError, match="broke off at 400"):
+        data.download("pets", tmp_path / "root")
+    data.download("pets", tmp_path / "root")
+    data.download("pets", tmp_path / "root")
+    assert server.ranges == [0, 400, 0] and "Oxford-IIIT Pets is in" in capsys.readouterr().out
+    assert [e.id for e in data.load("pets", "test", tmp_path / "root")] == [
+        e.id for e in data.load("pets", "test", tmp_path / "made")]
+    assert data.load("pets", "test", tmp_path / "root")[0].image().size == (24, 16)
+
+
+@pytest.mark.parametrize("member", [
+    ("../out.txt", b"x"), ("/tmp/speciarl-out.txt", b"x"), ("a/../../out.txt", b"x"), ("link/out.txt", b"x"),
+    special("to", tarfile.SYMTYPE, "/etc/passwd"), special("to", tarfile.SYMTYPE, "a.txt"),
+    special("hard", tarfile.LNKTYPE, "../secret"), special("pipe", tarfile.FIFOTYPE),
+    special("device", tarfile.CHRTYPE)], ids=lambda m: m[0] if isinstance(m, tuple) else m.name + m.linkname)
+def test_no_member_leaves_the_folder_and_no_link_is_made_or_followed(tmp_path, member):
+    inside = tmp_path / "in"
+    inside.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    (inside / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "evil.tgz").write_bytes(packed(("a.txt", b"fine"), member))
+    with pytest.raises(ValueError, match="evil.tgz: .* refused") as e:
+        data.unpack(tmp_path / "evil.tgz", inside)
+    assert "\n" not in str(e.value) and not os.path.exists("/tmp/speciarl-out.txt")
+    assert {f.name for f in inside.iterdir()} == {"a.txt", "link"}
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert {f.name for f in tmp_path.iterdir()} == {"in", "elsewhere", "secret", "evil.tgz"}
+
+
+def test_a_damaged_archive_is_said_and_not_taken_for_whole(server, tmp_path, monkeypatch):
+    whole = packed(*((f"CUB_200_2011/{i}.bin", os.urandom(2000)) for i in range(20)))
+    known = data.SETS["cub"]._replace(url=server.url, files={"c.tgz": None})
+    monkeypatch.setitem(data.SETS, "cub", known)
+    for content in (whole[:len(whole) // 2], whole[:-4], b"none", whole[:9000] + bytes(500) + whole[9500:]):
+        server.files["c.tgz"] = content
+        with pytest.raises(OSError, match="c.tgz is damaged .*: delete it and fetch it again") as e:
+            data.download("cub", tmp_path)
+        assert "\n" not in str(e.value) and not (tmp_path / "cub/.complete").exists()
+        (tmp_path / "cub" / "c.tgz").unlink()
+    server.files["c.tgz"] = whole
+    data.download("cub", tmp_path)
+    assert len(list((tmp_path / "cub/CUB_200_2011").iterdir())) == 20
+
+
+def test_what_nobody_serves():
+    with pytest.raises(ValueError, match="cannot be downloaded: Stanford Cars comes as cars_train.tgz, .*"):
+        data.download("cars")
+    with pytest.raises(ValueError, match="toy cannot be downloaded"):
+        data.download("toy")
+    assert all(s.url.startswith("http") for name, s in data.SETS.items() if name != "cars")
+    assert all(md5 is None or len(md5) == 32 for s in data.SETS.values() for md5 in s.files.values())
