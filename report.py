@@ -15,6 +15,7 @@ from html import escape
 from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
+from statistics import fmean
 
 from reward import Category
 
@@ -28,31 +29,38 @@ CHARTS = [("Reward", "mean of all answers", ["reward"]),  # title, note, keys of
           ("Malformed answers, dead groups", "share", ["malformed", "dead_groups"]),
           ("KL to the reference", "nats a token", ["policy/kl"]),
           ("Gradient norm", "before clipping at 1", ["policy/grad_norm"])]
-HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none';style-src 'unsafe-inline';img-src data:">
-<style>:root{color-scheme:light dark}*{box-sizing:border-box;min-width:0}svg{flex:none}summary{cursor:pointer}
-body{font:15px/1.45 system-ui,sans-serif;margin:28px auto;padding:0 16px;max-width:1232px;overflow-wrap:anywhere}
-h1,h2,h3,p{margin:0 0 6px}h2{margin-top:36px}h3{font-size:15px}p,small,.keys,th,pre{font-size:13px;opacity:.8}
-.malformed{--c:#8468d0}.wrong{--c:#d64a4a}.abstain{--c:#8f8c83}.generic{--c:#a3c8ef}.less{--c:#5f9fe2}
-.specific{--c:#2a6cc0}.more{--c:#13906a}.s0{--c:#3d82d8}.s1{--c:#d0601f}.s2{--c:#1b9468}.f{fill:var(--c)}
-.card{background:#8881;border:1px solid #8884;border-radius:10px;padding:14px 16px;margin-bottom:14px}
-.keys{display:flex;flex-wrap:wrap;gap:3px 16px}.keys span,header{display:flex;gap:8px;align-items:center}
-table{border-collapse:collapse;width:100%}caption,td:first-child{text-align:left}caption,b{font-weight:620}
-th,td{padding:6px 0 6px 12px;text-align:right;border-bottom:1px solid #8884}td>*{white-space:nowrap}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));gap:0 28px}
-.grid>*>svg{width:100%}text{font-size:11px;fill:currentcolor;opacity:.8}.out,.axis{fill:none;stroke:#8887}
-.s{fill:none;stroke:var(--c);stroke-width:2}.s1{stroke-dasharray:6 3}.s2{stroke-dasharray:2 2}
-.bar{stroke:currentcolor;stroke-width:1.5;stroke-dasharray:3 2}pre{white-space:pre-wrap}bdi{display:block}
-img{max-width:50%}.tiny{width:112px;image-rendering:pixelated}.row{border-top:1px solid #8884;padding:5px 0}
-.row summary{display:grid;grid-template-columns:46px 1fr auto;gap:10px;align-items:center}</style>"""
+NOTE = """</div><h2>Answers, early and late</h2><p>Groups of the first steps beside groups of the last: of the same
+image where one comes back, else of the same truth; chosen by step, not by answer. Posts are filled up to the
+rung, the dashed line is the bar c*. Equal answers share a row, a click shows their texts. Groups that left their
+step, for a judge error or an unreadable image, come last, without rewards."""
+HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><meta
+name="viewport" content="width=device-width"><meta http-equiv="Content-Security-Policy"
+content="default-src 'none';style-src 'unsafe-inline';img-src data:">
+<style>:root{color-scheme:light dark;background:light-dark(#f6f5f1,#131312)}*{box-sizing:border-box;
+min-width:0}body{font:15px/1.45 system-ui,sans-serif;margin:28px auto;padding:0 16px;max-width:1232px;
+overflow-wrap:anywhere}h1,h2,h3,p{margin:0 0 6px}h2{margin-top:32px}p,small,.keys,th{font-size:13px;
+font-weight:400;color:light-dark(#5c5b55,#b3b1a8)}.keys b{color:canvastext}.malformed{--c:#8468d0}
+.wrong{--c:#d64a4a}.abstain{--c:#8f8c83}.generic{--c:#9cc4ee}.less{--c:#5f9fe2}.specific{--c:#2a6cc0}
+.more{--c:#13906a}.s0{--c:#3d82d8;stroke-linecap:round}.s1{--c:#d0601f;stroke-dasharray:6 4}.s2{--c:#1b9468;
+stroke-dasharray:2 3}.s,.out{fill:none;stroke:var(--c);stroke-width:2}.out{stroke-width:1}.f{fill:var(--c)}
+.axis{stroke:#8886}.bar{stroke:currentcolor;stroke-width:1.5;stroke-dasharray:3 2}text{font-size:11px;
+fill:currentcolor;opacity:.75}.card{background:light-dark(#fff,#1e1e1c);border:1px solid #8884;
+border-radius:10px;padding:14px 16px;margin:8px 0;display:flex;flex-direction:column}.grid{display:grid;
+grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr));gap:0 20px}.keys{display:flex;
+flex-wrap:wrap;gap:3px 14px}.keys+svg{margin-top:auto}.keys span,header{display:flex;gap:7px;
+align-items:center}header{gap:14px;margin-bottom:8px}table{border-collapse:collapse;width:100%}
+th,td{padding:5px 0;text-align:right;border-top:1px solid #8884;overflow-wrap:normal}
+td+td,th+th{padding-left:9px}caption,tr>:first-child{text-align:left;font-weight:620}td>*{white-space:nowrap}
+img{max-width:50%;border-radius:6px}.tiny{width:112px;image-rendering:pixelated}
+details{border-top:1px solid #8884}summary{display:grid;grid-template-columns:46px 1fr auto;gap:10px;
+align-items:center;padding:5px 0;cursor:pointer}bdi{display:block}pre{white-space:pre-wrap}</style>"""
 
 
 def objects(path: Path):
-    """The lines of a .jsonl file, one at a time, since samples.jsonl may be larger than memory. What is
-    half-written or no step's is passed over; a figure that is NaN or infinite is None."""
+    """The whole lines of a .jsonl, one at a time: samples.jsonl may outgrow memory. NaN, Infinity are None."""
     with path.open("rb") if path.is_file() else BytesIO() as file:
         for raw in file:
-            with suppress(ValueError, TypeError, RecursionError):
+            with suppress(ValueError, TypeError, KeyError):
                 line = json.loads(raw, parse_constant=lambda name: None)
                 if isinstance(line["step"], int):
                     yield line
@@ -61,30 +69,29 @@ def objects(path: Path):
 def show(value, form: str = ".3g") -> str:
     """A figure as it reads best, anything else as escaped text."""
     if isinstance(value, (int, float)):
-        return f"{value:,.0f}" if abs(value) >= 1000 else format(value, form)
+        return f"{value:,.0f}" if abs(value) >= 100 else format(value, form)
     return "–" if value is None else escape(str(value)[:4000]) + " …" * (len(str(value)) > 4000)
 
 
 def table(results: dict, trained_on: list) -> str:
     """evaluate.before_and_after's figures, and their mean over the datasets that training never saw."""
-    page, head = "", "".join(f"<th>{key.replace('_', ' ')}" for key in FIGURES)
+    page, times = "", ("before", "after")
     for how, sets in results.items():
-        page += f"<table><caption>{show(how)}</caption><tr><th>{head}"
         unseen = [r for name, r in sets.items() if name not in trained_on]
-        mean = {when: {k: sum(r[when][k] for r in unseen) / len(unseen) for k in FIGURES}
-                for when in ("before", "after") if len(unseen) > 1}
-        for name, r in [*sets.items(), *[("mean of the unseen", mean)] * bool(mean)]:
+        mean = {t: {k: fmean(r[t][k] for r in unseen) for k in FIGURES} for t in times if unseen[1:]}
+        page += f'<div class="card"><table><caption>{show(how)}</caption><tr><th>'
+        page += "".join(f"<th>{key.replace('_', ' ')}" for key in FIGURES)
+        for name, r in (sets | {"mean of the unseen": mean} if mean else sets).items():
+            cells = ([show(r[t][key], ".3f") for t in times] for key in FIGURES)
             page += f"<tr><td>{show(name)}" + " <small>trained on</small>" * (name in trained_on)
-            page += "".join(f"<td><span>{show(r['before'][k], '.3f')} →</span> <b>{show(r['after'][k], '.3f')}"
-                            "</b>" for k in FIGURES)
-        page += "</table>"
+            page += "".join(f"<td><span>{a} →</span> <b>{b}</b>" for a, b in cells)
+        page += "</table></div>"
     return page
 
 
 def chart(log: list, title: str, note: str, keys: list) -> str:
-    """One small SVG; rungs and bars are stacked. The legend gives the first value and the last."""
-    rows = {key: row for key in keys
-            if (row := [(line["step"], line[key]) for line in log if isinstance(line.get(key), (int, float))])}
+    """One small SVG; rungs and bars are stacked. The legend gives each first value and last."""
+    rows = {k: r for k in keys if (r := [(line["step"], line[k]) for line in log if line.get(k) is not None])}
     stack, values = len(keys) > 3, [0, *(v for row in rows.values() for _, v in row)]
     low, high = min(values), 1 if stack else max(values)
     unit = 10.0 ** math.floor(math.log10(high - low or 1))  # the axis ends at round numbers
@@ -98,25 +105,17 @@ def chart(log: list, title: str, note: str, keys: list) -> str:
     below, legend = {line["step"]: 0 for line in log}, []
     for i, (key, row) in enumerate(rows.items()):
         name, look = key.split("/")[-1].replace("_", " "), f'class="s s{i}"'
-        path = "M" + "L".join(f"{x(step)} {y(v)}" for step, v in row)
+        path = "M" + "L".join(f"{x(step)} {y(v)}" for step, v in row) + "h0"  # a point alone is a dot
         if stack:
-            look = f'class="s {name.split()[0]}" style="stroke-width:{290 / (last - first):.1f}"'
+            look = f'class="s {name.split()[0]}" style="stroke-width:{min(40, 277 / (last - first)):.1f}"'
             path = "".join(f"M{x(step)} {y(below[step])}V{y(below[step] + v)}" for step, v in row)
             below |= {step: below[step] + v for step, v in row}
         svg += f'<path {look} d="{path}"/>'
         legend.insert(0 if stack else i, f'<span><svg width="20" height="10"><path {look} d="M0 5h20"/></svg>'
                                          f"{name} {show(row[0][1])} → <b>{show(row[-1][1])}</b></span>")
-    return (f'<div class="card"><h3>{title} <small>{note}</small></h3><div class="keys">{"".join(legend)}</div>'
-            f'<svg viewBox="0 0 340 162" role="img" aria-label="{title}">{svg}<text x="44" y="158">step {first}'
-            f'</text><text x="328" y="158" text-anchor="end">{last}</text></svg></div>') if rows else ""
-
-
-def ladder(label: str, bar: str) -> str:
-    """Five posts filled up to the rung, and the bar's line: an answer that reaches the line has cleared it."""
-    looks = [f"f {label.split()[0]}" if i < RUNG.get(label, 0) else "out" for i in range(5)]
-    svg = "".join(f'<path class="{look}" d="M{9 * i + 1} 22v{-4 * i - 4}h7V22"/>' for i, look in enumerate(looks))
-    svg += f'<path class="bar" d="M0 {22 - 4 * RUNG[bar]}H46"/>' if bar in RUNG else ""
-    return f'<svg width="46" height="23" aria-hidden="true">{svg}</svg>'
+    svg += f'<text x="44" y="158">step {first}</text><text x="328" y="158" text-anchor="end">{last}</text>'
+    return (f'<div class="card"><h3>{title} <small>{note}</small></h3><div class=keys>{"".join(legend)}</div>'
+            f'<svg viewBox="0 0 340 162" role="img" aria-label="{title}">{svg}</svg></div>') if rows else ""
 
 
 def card(line: dict, image) -> str:
@@ -132,16 +131,18 @@ def card(line: dict, image) -> str:
         page = "<div><header><small>(no picture)</small><div>"
     facts = [key for key in ("step", "truth", "bar", "id", "unreadable") if key in line]
     page += "<br>".join(f"{key} <b>{show(line[key])}</b>" for key in facts) + "</div></header>"
-    answers, *columns = ([*line[key]] if isinstance(line.get(key), list) else []
-                         for key in ("answers", "categories", "rewards", "texts"))
-    rows = {}
-    for answer, label, reward, text in list(zip_longest(answers, *columns))[:len(answers)]:
+    lists, rows = [line.get(key) or [] for key in ("answers", "categories", "rewards", "texts")], {}
+    for answer, label, reward, text in zip_longest(*lists):
         answer = "(no readable answer)" if answer is None else str(answer)
         rows.setdefault((str(label), answer, show(reward, "+g")), []).append(text)
     for (label, answer, reward), texts in sorted(rows.items(), key=lambda row: -RUNG.get(row[0][0], -1)):
-        page += (f'<details class="row"><summary>{ladder(label, str(line.get("bar")))}<span><bdi>{show(answer)}'
-                 f"</bdi><small>{show(label)}, {len(texts)} of {len(answers)}</small></span><b>{reward}</b>"
-                 "</summary>" + "".join(f"<pre>{show(text)}</pre>" for text in texts) + "</details>")
+        rung, kind = RUNG.get(label, 0), label.split()[0] if label in RUNG else "malformed"
+        svg = "".join(f'<path class="{kind} {"f" if i <= rung else "out"}" d="M{9 * i - 8} 22v-{4 * i}h7V22"'
+                      "/>" for i in range(1, 6))  # where there is no bar, its line is out of sight
+        svg += f'<path class="bar" d="M0 {22 - 4 * RUNG.get(str(line.get("bar")), 9)}h46"/>'
+        page += (f'<details><summary><svg width="46" height="23">{svg}</svg><span><bdi>{show(answer)}</bdi>'
+                 f"<small>{show(label)}, {len(texts)} of {len(lists[0])}</small></span><b>{reward}</b>"
+                 f"</summary>{''.join(f'<pre>{show(text)}</pre>' for text in texts)}</details>")
     return page + "</div>"
 
 
@@ -162,23 +163,22 @@ def gallery(path: Path, steps: int) -> tuple[list, list]:
 
 
 def write(run, examples=()) -> Path:
-    """Writes report.html into a run folder; returns its path. examples: data.Example, for their pictures.
-    Raises ValueError for a folder without a log, OSError."""
+    """Writes report.html; returns its path. examples: data.Example, for pictures. ValueError: no log."""
     run, images, log = Path(run), {e.id: e for e in examples}, list(objects(Path(run) / "log.jsonl"))
     if not log:
         raise ValueError(f"{run} is no run folder: there is no whole line in its log.jsonl")
     config, results = (json.loads(path.read_text("utf-8")) if path.is_file() else {}
                        for path in (run / "config.json", run / "eval.json"))
     trained_on = ["toy-bird" if name == "toy" else name for name in str(config.get("data")).split(",")]
+    facts = {k: config.get(k) for k in "data model judge reward loss n images_per_step lr seed".split()}
     pairs, lost = gallery(run / "samples.jsonl", log[-1]["step"])
-    cards = [f'<div class="card grid">{"".join(card(line, lambda id: images[id].image()) for line in group)}</div>'
-             for group in [*pairs, *[[line] for line in lost]]]
-    facts = {key: config[key] for key in ("data", "model", "judge", "reward", "loss", "n", "images_per_step",
-                                          "steps", "seed") if key in config} | {"step": log[-1]["step"]}
+    cards = (f'<div class="card grid">{"".join(card(line, lambda id: images[id].image()) for line in group)}'
+             "</div>" for group in [*pairs, *([line] for line in lost)])
     page = [HEAD, f"<title>{show(run.name)}</title><h1>SpeciaRL: {show(run.name)}</h1><div class=keys>",
-            *(f"<span>{key.replace('_', ' ')} <b>{show(value)}</b></span>" for key, value in facts.items()),
-            "</div><h2>Before and after</h2>", table(results, trained_on), "<h2>Training</h2><div class=grid>",
-            *(chart(log, *c) for c in CHARTS), "</div><h2>Answers, early and late</h2>", *cards, "</html>"]
+            *(f"<span>{key.replace('_', ' ')} <b>{show(str(value))}</b></span>" for key, value in facts.items()),
+            f"<span>after step <b>{log[-1]['step']}</b></span>",
+            '</div><h2>Before and after</h2><div class="grid">', table(results, trained_on) or "Not finished yet.",
+            '</div><h2>Training</h2><div class="grid">', *(chart(log, *c) for c in CHARTS), NOTE, *cards]
     temporary = run / "report.tmp"
     temporary.write_bytes("\n".join(page).encode("utf-8", "xmlcharrefreplace"))
     return temporary.replace(run / "report.html")
@@ -187,15 +187,15 @@ def write(run, examples=()) -> Path:
 def main(argv: list[str] | None = None) -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("run", type=Path, help="run folder")
-    run, examples = p.parse_args(argv).run, []
+    run, examples, note = p.parse_args(argv).run, [], ""
     try:
         import data
         config = json.loads((run / "config.json").read_text("utf-8"))
         examples = [e for name in config["data"].split(",") for e in data.load(name, "train", config["root"])]
     except (ValueError, OSError, KeyError) as e:
-        print(f"report.py: no pictures: {e}", file=sys.stderr)
+        note = f" (without pictures: {e})"
     try:
-        print(write(run, examples))
+        print(f"{write(run, examples)}{note}")
     except (ValueError, OSError) as e:
         sys.exit(f"report.py: {e}")
 
