@@ -26,31 +26,32 @@ CHARTS = [("Reward", "mean of all answers", ["reward"]),  # title, note, keys of
           ("Validation", "greedy answers", [f"val/{key}" for key in FIGURES]),
           ("Rungs", "share of the answers", ["malformed", *(f"share/{label}" for label in RUNG)]),
           ("Bars c*", "share of the images", [f"bar/{label}" for label in list(RUNG)[1:5]]),
-          ("Malformed answers, dead groups", "share", ["malformed", "dead_groups"]),
+          ("Malformed, dead groups", "share", ["malformed", "dead_groups"]),
           ("KL to the reference", "nats a token", ["policy/kl"]),
           ("Gradient norm", "before clipping at 1", ["policy/grad_norm"])]
-NOTE = """</div><h2>Answers, early and late</h2><p>Of the same image where one comes back, else of the same truth;
-chosen by step, not by answer. Posts are filled up to the rung; the dashed line is the bar c*. Equal answers
-share a row, a click shows the texts. Groups that left their step (judge error, unreadable) come last."""
+NOTE = """</div><h2>Answers, early and late</h2><p>To the same image where one comes back, else of the same
+truth; chosen by step, not by answer. Posts are filled up to the rung; the dashed line is the bar c*. Equal
+answers share a row, a click shows texts. Groups that left their step (judge error, unreadable) come last."""
 HEAD = """<!doctype html><html lang="en"><meta charset=utf-8><meta name=viewport content="width=device-width">
 <meta http-equiv=Content-Security-Policy content="default-src 'none';style-src 'unsafe-inline';img-src data:">
-<style>:root{color-scheme:light dark;background:light-dark(#f6f5f1,#131312)}*{box-sizing:border-box;
-min-width:0}body{font:15px/1.45 system-ui,sans-serif;margin:28px auto;padding:0 16px;max-width:1232px;
-overflow-wrap:anywhere}h1,h2,h3,p{margin:0 0 6px}h2{margin-top:32px}p,small,.keys,th{font-size:13px;
-font-weight:400;color:light-dark(#5c5b55,#b3b1a8)}.keys b{color:canvastext}.malformed{--c:#8468d0}.wrong{
---c:#d64a4a}.abstain{--c:#8f8c83}.generic{--c:#9cc4ee}.less{--c:#5f9fe2}.specific,.s0{--c:#2a6cc0}.more,.s2{
---c:#13906a}.s0{stroke-linecap:round}.s1{--c:#d0601f;stroke-dasharray:6 4}.s2{stroke-dasharray:2 3}.s,.out{
-fill:none;stroke:var(--c);stroke-width:2}.out{stroke-width:1}.f{fill:var(--c)}.axis{stroke:#8886}.bar{
+<style>:root{color-scheme:light dark;background:light-dark(#f6f5f1,#131312)}*{min-width:0}body{
+font:15px/1.45 system-ui,sans-serif;margin:28px auto;padding:0 16px;max-width:1232px;overflow-wrap:anywhere}
+h1,h2,h3,p{margin:0 0 6px}h2{margin-top:32px}p,small,.keys,th{font-size:13px;font-weight:400;
+color:light-dark(#5c5b55,#b3b1a8)}.keys b{color:canvastext}.malformed{--c:#8468d0}.wrong{--c:#d64a4a}.abstain{
+--c:#8f8c83}.generic{--c:#9cc4ee}.less{--c:#5f9fe2}.specific,.s0{--c:#2a6cc0}.more,.s2{--c:#13906a}.s0,.s1,
+.s2{stroke-linecap:round}.s1{--c:#d0601f;stroke-dasharray:4 5}.s2{stroke-dasharray:0 4}.s,.out{fill:none;
+stroke:var(--c)}.s{stroke-width:2}.wide{stroke-width:var(--w)}.f{fill:var(--c)}.axis{stroke:#8886}.bar{
 stroke:currentcolor;stroke-width:1.5;stroke-dasharray:3 2}text{font-size:11px;fill:currentcolor;opacity:.75}
 .card{background:light-dark(#fff,#1e1e1c);border:1px solid #8884;border-radius:10px;padding:14px 16px;
-margin:8px 0;display:flex;flex-direction:column}.grid{display:grid;grid-template-columns:repeat(auto-fit,
-minmax(min(100%,320px),1fr));gap:0 20px}.keys{display:flex;flex-wrap:wrap;gap:3px 14px}.keys+svg{
+margin:6px 0;display:flex;flex-direction:column}.grid{display:grid;grid-template-columns:repeat(auto-fit,
+minmax(min(100%,320px),1fr));gap:10px 20px}.keys{--w:10;display:flex;flex-wrap:wrap;gap:3px 14px}.keys+svg{
 margin-top:auto}.keys span,header{display:flex;gap:7px;align-items:center}header{gap:14px;margin-bottom:8px}
 table{border-collapse:collapse;width:100%}th,td{padding:5px 0 5px 9px;text-align:right;overflow-wrap:normal}
-tr>:first-child{padding-left:0}caption,tr>:first-child{text-align:left;font-weight:620}td>*{
-white-space:nowrap}img{max-width:50%;border-radius:6px}.tiny{width:112px;image-rendering:pixelated}th,td,
-details{border-top:1px solid #8884}summary{display:grid;grid-template-columns:46px 1fr auto;gap:10px;
-align-items:center;padding:5px 0;cursor:pointer}bdi{display:block}pre{white-space:pre-wrap}</style>"""
+caption,tr>:first-child{padding-left:0;text-align:left;font-weight:620}td>*{white-space:nowrap}
+header b:last-child{font:13px system-ui}header small{flex:none;padding:36px 12px}img{flex:none;max-width:45%}
+.tiny{width:112px;image-rendering:pixelated}th,td,details{border-top:1px solid #8884}summary{display:grid;
+grid-template-columns:46px 1fr auto;gap:10px;align-items:center;padding:5px 0;cursor:pointer}bdi{
+display:block}pre{white-space:pre-wrap}</style>"""
 
 
 def objects(path: Path):
@@ -59,8 +60,7 @@ def objects(path: Path):
         for raw in file:
             with suppress(ValueError, TypeError, KeyError):
                 line = json.loads(raw, parse_constant=lambda name: None)
-                if isinstance(line["step"], int):
-                    yield line
+                yield line | {"step": int(line["step"])}
 
 
 def show(value, form: str = ".3g") -> str:
@@ -104,12 +104,12 @@ def chart(log: list, title: str, note: str, keys: list) -> str:
         name, look = key.split("/")[-1].replace("_", " ").replace("hm", "harmonic mean"), f'class="s s{i}"'
         path = "M" + "L".join(f"{x(step)} {y(v)}" for step, v in row) + "h0"  # a point alone is a dot
         if stack:
-            look = f'class="s {name.split()[0]}" style="stroke-width:{min(40, 277 / (last - first)):.1f}"'
+            look = f'class="s wide {name.split()[0]}"'
             path = "".join(f"M{x(step)} {y(below[step])}V{y(below[step] + v)}" for step, v in row)
             below |= {step: below[step] + v for step, v in row}
         svg += f'<path {look} d="{path}"/>'
-        entry = f'<span><svg width="20" height="10"><path {look} d="M0 5h20"/></svg>{name} '
-        entry += f"{show(row[0][1])} → <b>{show(row[-1][1])}</b></span>"
+        entry = f'<span><svg width="20" height="10"><path {look} d="M0 5h20"/></svg>'
+        entry += f"{name} {show(row[0][1])} → <b>{show(row[-1][1])}</b></span>"
         legend = entry + legend if stack else legend + entry  # a stack is read from its top
     svg += f'<text x="44" y="158">step {first}</text><text x="328" y="158" text-anchor="end">{last}</text>'
     return (f'<div class="card"><h3>{title} <small>{note}</small></h3><div class="keys">{legend}</div><svg '
@@ -127,7 +127,7 @@ def card(line: dict, image) -> str:
         page = f'<div><header><img class="{look}" alt="" src="{data}"><div>'
     except Exception:  # whatever a decoder raises: a picture must not cost the page
         page = "<div><header><small>(no picture)</small><div>"
-    facts = [key for key in ("step", "truth", "bar", "id", "unreadable") if key in line]
+    facts = [key for key in ("step", "truth", "bar", "unreadable", "id") if key in line]
     page += "<br>".join(f"{key} <b>{show(line[key])}</b>" for key in facts) + "</div></header>"
     lists, rows = [line.get(key) or [] for key in ("answers", "categories", "rewards", "texts")], {}
     for answer, label, reward, text in zip_longest(*lists):
@@ -168,15 +168,14 @@ def write(run, examples=()) -> Path:
                        for path in (run / "config.json", run / "eval.json"))
     trained_on = ["toy-bird" if name == "toy" else name for name in str(config.get("data")).split(",")]
     facts = [(k, config.get(k)) for k in "data model judge reward loss n images_per_step lr seed".split()]
-    steps = log[-1]["step"]
-    pairs, lost = gallery(run / "samples.jsonl", steps)
+    pairs, lost = gallery(run / "samples.jsonl", steps := log[-1]["step"])
     cards = (f'<div class="card grid">{"".join(card(line, lambda id: images[id].image()) for line in group)}'
              "</div>" for group in [*pairs, *([line] for line in lost)])
     page = [HEAD, f'<title>{show(run.name)}</title><h1>SpeciaRL: {show(run.name)}</h1><div class="keys">',
             *(f"<span>{key.replace('_', ' ')} <b>{show(str(value))}</b></span>" for key, value in facts),
-            '</div><h2>Before and after</h2><div class="grid">', table(results, trained_on) or "not measured",
-            f'</div><h2>{steps} steps of training</h2><div class="grid">', *(chart(log, *c) for c in CHARTS),
-            NOTE, *cards]
+            '</div><h2>Before and after</h2><div class="grid">', table(results, trained_on) or "Not measured",
+            f'</div><h2>Training: {steps} steps</h2><div class="grid" style="--w:{280 / max(7, steps):.1f}">',
+            *(chart(log, *c) for c in CHARTS), NOTE, *cards]
     (run / "report.html").write_bytes("\n".join(page).encode("utf-8", "xmlcharrefreplace"))
     return run / "report.html"
 
