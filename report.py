@@ -145,8 +145,7 @@ def card(line: dict, image) -> str:
 
 
 def gallery(path: Path, steps: int) -> tuple[list, list]:
-    """Groups of the first steps, each with one of the last: of the same image where one comes back after more
-    than half of the run, else of the same truth, else alone. And groups that left their step."""
+    """Pairs of groups at least half the run apart, as NOTE says, else groups alone; and those left out."""
     first, last, lost = {}, {}, []
     for line in objects(path):
         lost += [line] * ("rewards" not in line and len(lost) < 8)
@@ -154,7 +153,8 @@ def gallery(path: Path, steps: int) -> tuple[list, list]:
             if key in first or len(first) < 500:  # no more lines than that are kept
                 first.setdefault(key, line)
                 last[key] = line
-    far = [key for key in first if last[key]["step"] - first[key]["step"] >= steps / 2]
+    far = [k for k in first if last[k]["step"] - first[k]["step"] >= max(1, steps / 2)
+           and (k[0] == "id" or first[k].get("id") != last[k].get("id"))]
     far.sort(key=lambda key: (key[0] == "truth", first[key]["step"] - last[key]["step"]))
     return [(first[k], last[k]) for k in far][:8] or [(last[k],) for k in last if k[0] == "id"][:8], lost
 
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
         import data
         config = json.loads((run / "config.json").read_text("utf-8"))
         examples = [e for name in config["data"].split(",") for e in data.load(name, "train", config["root"])]
-    except (ValueError, OSError, KeyError) as e:
+    except (ImportError, ValueError, OSError, KeyError) as e:
         note = f" (without pictures: {e})"
     try:
         print(f"{write(run, examples)}{note}")
