@@ -100,6 +100,9 @@ def test_before_and_after(run):
     assert "toy-bird trained on 1.000 → 0.900 0.500 → 0.900 0.667 → 0.900" in text
     assert "toy-fish 0.800 → 0.500 0.400 → 0.500 0.533 → 0.500" in text
     assert "mean of the unseen 0.700 → 0.600 0.300 → 0.700 0.417 → 0.644" in text
+    del sets["toy-fish"]  # the mean of one is no mean
+    (run / "eval.json").write_text(json.dumps({"greedy": sets}))
+    assert "mean" not in Page(report.write(run)).text.replace("harmonic mean", "").replace("mean of all", "")
 
 
 @pytest.mark.parametrize("value, shown", [(0.0234375, "0.0234"), (3, "3"), (3e-5, "3e-05"), (0, "0"),
@@ -121,7 +124,8 @@ def test_one_group(run):
     shown = page.text.split("come last. ")[1]
     assert shown.startswith("(no picture) step 1 truth red finch bar specific id x/1")
     rows = ["a finch more specific, 1 of 6 +1", "red finch specific, 2 of 6 +1",
-            "finch less specific, 1 of 6 +0", "hawk wrong, 1 of 6 +0", "(no readable answer) malformed, 1 of 6 -1"]
+            "finch less specific, 1 of 6 +0", "hawk wrong, 1 of 6 +0",
+            "(no readable answer) malformed, 1 of 6 -1"]
     at = [shown.index(row) for row in rows]
     assert at == sorted(at) and len(page.all("details")) == 5  # best first, equal answers once
     assert shown.count("<think>red finch?</think>") == 2  # with both texts
@@ -154,6 +158,8 @@ def test_without_a_return_the_groups_stand_alone(run):
 def test_eight_pairs_at_most(run):
     (run / "samples.jsonl").write_text(lines([group(s, f"{i}", f"{i}") for s in (1, 10) for i in range(20)]))
     assert shown_groups(run)[0] == [[(1, f"{i}"), (10, f"{i}")] for i in range(8)]
+    (run / "samples.jsonl").write_text(lines([group(1, f"{i}") for i in range(20)]))
+    assert shown_groups(run)[0] == [[(1, f"{i}")] for i in range(8)]
 
 
 def test_groups_that_left_their_step(run):
