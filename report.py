@@ -30,7 +30,7 @@ CHARTS = [("Reward", "mean of all answers", ["reward"]),  # title, note, keys of
           ("KL to the reference", "nats a token", ["policy/kl"]),
           ("Gradient norm", "before clipping at 1", ["policy/grad_norm"])]
 NOTE = """</div><h2>Answers, early and late</h2><p>To the same image where one comes back, else to two of the
-same truth; chosen by step, not by answer. Posts are filled up to the rung, the dashed line is the bar c*. Equal
+same truth; chosen by step, not by answer. Posts are filled up to the rung, the dashed line is bar c*. Equal
 answers share a row, a click shows texts. Groups that left their step (judge error, unreadable) come last."""
 HEAD = """<!doctype html><html lang="en"><meta charset=utf-8><meta name=viewport content="width=device-width">
 <meta http-equiv=Content-Security-Policy content="default-src 'none';style-src 'unsafe-inline';img-src data:">
