@@ -1,0 +1,300 @@
+import base64
+import io
+import json
+import math
+import shutil
+import subprocess
+import sys
+import tracemalloc
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+import data
+import report
+from reward import Category
+
+ROOT = Path(report.__file__).parent
+LABELS = [c.label for c in Category]
+HOSTILE = '"\'><script>alert(1)</script><img src=x onerror=alert(1)>&lt;</style></title>\u202e\ud800'
+
+
+class Page(HTMLParser):
+    """The page as a browser would take it: its tags with their attributes, and its text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, text):
+        if self.tags[-1][0] != "style":
+            self.words.append(text)
+
+    def all(self, tag, cls=""):
+        return [a for t, a in self.tags if t == tag and cls in (a.get("class") or "")]
+
+
+def group(step, id, truth="red finch", answers=("finch", "bird"), labels=("less specific", "generic"),
+          rewards=(1.0, 0.0), **more):
+    return {"step": step, "id": id, "truth": truth, "answers": list(answers),
+            "texts": [f"<think>{a}?</think>" for a in answers], "categories": list(labels),
+            "bar": "less specific", "rewards": list(rewards)} | more
+
+
+def lines(values):
+    return "".join(json.dumps(v) + "\n" for v in values)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder with a run of two steps; a test adds what it is about."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"data": "toy", "root": None, "n": 2, "seed": 0}))
+    (folder / "log.jsonl").write_text(lines([{"step": 0, "val/harmonic_mean": 0.5},
+                                             {"step": 1, "reward": 0.25}, {"step": 2, "reward": 0.75}]))
+    return folder
+
+
+# ---- figures
+
+
+def test_a_curve_is_the_log(run):
+    page = Page(report.write(run))
+    assert "reward 0.25 → 0.75" in page.text and "harmonic mean 0.5 → 0.5" in page.text
+    # x: steps 0..2 on 44..320; y: 0...8 on 142..10, .25 and .75 of .8 are 100.75 and 18.25
+    paths = [a["d"] for a in page.all("path")]
+    assert "M182.0 100.8L320.0 18.2h0" in paths
+    assert "M44.0 10.0h0" in paths  # one validation so far, at the top of 0...5: a dot
+    assert "2 steps" in page.text and page.text.count("step 0") == 2  # two charts: the log has no more
+
+
+def test_rungs_are_stacked(run):
+    shares = dict(zip(LABELS, [0.125, 0, 0.25, 0, 0.5, 0]))
+    (run / "log.jsonl").write_text(lines([{"step": 0}, {"step": 1, "malformed": 0.125}
+                                          | {f"share/{k}": v for k, v in shares.items()}]))
+    stack = {a["class"].split()[-1]: a["d"] for a in Page(report.write(run)).all("path", "wide")
+             if a["d"][0] == "M" and "V" in a["d"]}
+    # 142 is 0, 10 is 1: malformed .125, then wrong .125, abstain 0, generic .25, less 0, specific .5
+    assert [d.split(" ")[1] for d in stack.values()] == [
+        "142.0V125.5", "125.5V109.0", "109.0V109.0", "109.0V76.0", "76.0V76.0", "76.0V10.0", "10.0V10.0"]
+    assert list(stack) == ["malformed", "wrong", "abstain", "generic", "less", "specific", "more"]
+
+
+def test_before_and_after(run):
+    def figures(c, s, hm):
+        return {"correctness": c, "specificity": s, "harmonic_mean": hm}
+    sets = {"toy-bird": {"before": figures(1, 0.5, 0.6667), "after": figures(0.9, 0.9, 0.9)},
+            "toy-fish": {"before": figures(0.8, 0.4, 0.5333), "after": figures(0.5, 0.5, 0.5)},
+            "toy-flower": {"before": figures(0.6, 0.2, 0.3), "after": figures(0.7, 0.9, 0.7875)}}
+    (run / "eval.json").write_text(json.dumps({"greedy": sets}))
+    text = Page(report.write(run)).text
+    assert "toy-bird trained on 1.000 → 0.900 0.500 → 0.900 0.667 → 0.900" in text
+    assert "toy-fish 0.800 → 0.500 0.400 → 0.500 0.533 → 0.500" in text
+    assert "mean of the unseen 0.700 → 0.600 0.300 → 0.700 0.417 → 0.644" in text
+    del sets["toy-fish"]  # the mean of one is no mean
+    (run / "eval.json").write_text(json.dumps({"greedy": sets}))
+    assert "mean" not in Page(report.write(run)).text.replace("harmonic mean", "").replace("mean of all", "")
+
+
+@pytest.mark.parametrize("value, shown", [(0.0234375, "0.0234"), (3, "3"), (3e-5, "3e-05"), (0, "0"),
+                                          (165.4, "165"), (12345.6, "12,346"), (None, "–"),
+                                          ("<b>", "&lt;b&gt;")])
+def test_show(value, shown):
+    assert report.show(value) == shown
+
+
+# ---- groups
+
+
+def test_one_group(run):
+    answers = ["red finch", "red finch", "finch", "hawk", None, "a finch"]
+    labels = ["specific", "specific", "less specific", "wrong", "malformed", "more specific"]
+    (run / "samples.jsonl").write_text(lines([group(1, "x/1", "red finch", answers, labels,
+                                                    [1.0, 1.0, 0.0, 0.0, -1.0, 1.0], bar="specific")]))
+    page = Page(report.write(run))
+    shown = page.text.split("come last. ")[1]
+    assert shown.startswith("(no picture) step 1 truth red finch bar specific id x/1")
+    rows = ["a finch more specific, 1 of 6 +1", "red finch specific, 2 of 6 +1",
+            "finch less specific, 1 of 6 +0", "hawk wrong, 1 of 6 +0",
+            "(no readable answer) malformed, 1 of 6 -1"]
+    at = [shown.index(row) for row in rows]
+    assert at == sorted(at) and len(page.all("details")) == 5  # best first, equal answers once
+    assert shown.count("<think>red finch?</think>") == 2  # with both texts
+    posts = [a["class"] for a in page.all("path") if "v-" in a["d"]]
+    assert [sum(c.endswith(" f") for c in posts[i:i + 5]) for i in range(0, 25, 5)] == [5, 4, 3, 0, 0]
+    assert posts[15:] == ["wrong out"] * 5 + ["malformed out"] * 5
+    assert {a["d"] for a in page.all("path", "bar")} == {"M0 6h46"}  # the fourth post's top: 22 - 4 * 4
+
+
+def shown_groups(run):
+    pairs, lost = report.gallery(run / "samples.jsonl", 10)
+    return [[(line["step"], line["id"]) for line in pair] for pair in pairs], lost
+
+
+def test_the_same_image_early_and_late(run):
+    (run / "samples.jsonl").write_text(lines([
+        group(1, "a"), group(1, "b"), group(2, "c", "blue owl"), group(3, "d", "teal swan"), group(5, "a"),
+        group(7, "c", "blue owl"), group(9, "a"), group(9, "e", "teal swan"), group(10, "f", "pink owl")]))
+    pairs, _ = shown_groups(run)
+    # its first and its last group, those farthest apart first; then two images of one truth
+    assert pairs == [[(1, "a"), (9, "a")], [(2, "c"), (7, "c")], [(3, "d"), (9, "e")]]
+    assert len(Page(report.write(run)).all("header")) == 6
+
+
+def test_without_a_return_the_groups_stand_alone(run):
+    (run / "samples.jsonl").write_text(lines([group(1, "a"), group(1, "b", "owl"), group(2, "c")]))
+    assert shown_groups(run)[0] == [[(1, "a")], [(1, "b")], [(2, "c")]]
+
+
+def test_eight_pairs_at_most(run):
+    (run / "samples.jsonl").write_text(lines([group(s, f"{i}", f"{i}") for s in (1, 10) for i in range(20)]))
+    assert shown_groups(run)[0] == [[(1, f"{i}"), (10, f"{i}")] for i in range(8)]
+    (run / "samples.jsonl").write_text(lines([group(1, f"{i}") for i in range(20)]))
+    assert shown_groups(run)[0] == [[(1, f"{i}")] for i in range(8)]
+
+
+def test_groups_that_left_their_step(run):
+    unreadable = {"step": 1, "unreadable": "cannot read the image y.jpg"}
+    failed = group(1, "x", labels=("judge error", "malformed"), answers=("finch", None))
+    del failed["bar"], failed["rewards"]
+    (run / "samples.jsonl").write_text(lines([unreadable, failed]))
+    text = Page(report.write(run)).text
+    assert "step 1 unreadable cannot read the image y.jpg" in text
+    assert "finch judge error, 1 of 2 –" in text and "(no readable answer) malformed, 1 of 2 –" in text
+
+
+def test_few_lines_are_kept(run):
+    with (run / "samples.jsonl").open("w") as f:
+        f.writelines(json.dumps(group(step, f"{step}/{i}", f"{step}/{i}", texts=["x" * 10_000] * 2)) + "\n"
+                     for step in range(1, 11) for i in range(250))
+    size = (run / "samples.jsonl").stat().st_size
+    tracemalloc.start()
+    report.gallery(run / "samples.jsonl", 10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size > 50e6 and peak < 12e6
+
+
+# ---- pictures
+
+
+def picture(page, i=0):
+    kind, _, code = page.all("img")[i]["src"].partition(";base64,")
+    return kind, Image.open(io.BytesIO(base64.b64decode(code)))
+
+
+def test_pictures(run):
+    def broken():
+        raise data.BadImage("cannot read the image")
+    small, large = Image.radial_gradient("L").resize((48, 48)).convert("RGB"), Image.new("RGBA", (800, 600))
+    examples = [SimpleNamespace(id=id, image=image) for id, image in
+                [("small", lambda: small), ("large", lambda: large), ("broken", broken)]]
+    (run / "samples.jsonl").write_text(lines([group(1, id) for id in ("small", "large", "broken", "other")]))
+    page = Page(report.write(run, examples))
+    assert [a["class"] for a in page.all("img")] == ["tiny", "photo"]
+    kind, image = picture(page)
+    assert kind == "data:image/png" and image.tobytes() == small.tobytes()
+    kind, image = picture(page, 1)
+    assert kind == "data:image/jpeg" and image.size == (320, 240) and large.size == (800, 600)
+    assert page.text.count("(no picture)") == 2
+
+
+# ---- trust nothing
+
+
+def test_hostile_strings_stay_text(run):
+    bad = HOSTILE
+    config = dict.fromkeys(("data", "model", "judge", "reward", "loss"), bad)
+    (run / "config.json").write_text(json.dumps(config))
+    figures = {k: bad for k in report.FIGURES}
+    (run / "eval.json").write_text(json.dumps({bad: {bad: {"before": figures, "after": figures}}}))
+    hostile = group(1, bad, bad, [bad, None], [bad, "specific"], [bad, 0.0], texts=[bad, bad], bar=bad)
+    (run / "samples.jsonl").write_text(lines([hostile, {"step": 1, "unreadable": bad}]))
+    page = Page(report.write(run.rename(run.with_name("<script>&"))))
+    assert {tag for tag, _ in page.tags} <= set(
+        "html meta style title h1 h2 h3 p div span b small br table caption tr th td svg path text header "
+        "details summary bdi pre".split())
+    for _, attributes in page.tags:
+        assert not any(name.startswith("on") or name in ("src", "href") for name in attributes)
+        assert not any("script" in (value or "") for value in attributes.values())
+    # 5 settings; 2 names and 6 figures of eval.json; of the group 3 + 3 and 2 texts; the unreadable image
+    assert page.text.count("<script>alert(1)</script>") == 5 + 8 + 8 + 1
+
+
+def test_self_contained(run):
+    (run / "samples.jsonl").write_text(lines([group(1, "small")]))
+    page = Page(report.write(run, [SimpleNamespace(id="small", image=lambda: Image.new("RGB", (48, 48)))]))
+    text = (run / "report.html").read_text()
+    assert not any(word in text for word in ("http:", "https:", "url(", "@import", "<script", "<link"))
+    assert all(a[name].startswith("data:") for _, a in page.tags for name in ("src", "href") if name in a)
+    assert any(a.get("content", "").startswith("default-src 'none'") for a in page.all("meta"))
+
+
+# ---- whatever the folder holds
+
+
+def test_no_finite_number(run):
+    (run / "log.jsonl").write_text(lines([{"step": 0}, {"step": 1, "reward": 0.5, "policy/kl": math.nan},
+                                          {"step": 2, "reward": math.inf, "policy/kl": math.nan},
+                                          {"step": 3, "reward": 0.25, "policy/grad_norm": -math.inf}]))
+    page = Page(report.write(run))
+    assert "reward 0.5 → 0.25" in page.text and "KL" not in page.text and "Gradient" not in page.text
+    assert "nan" not in (run / "report.html").read_text() and "inf" not in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("log", [
+    [{"step": 0}], [{"step": 0, "val/correctness": 0}], [{"step": 7, "reward": -1.0}],
+    [{"step": 1, "reward": 0, "policy/kl": 1e300}, {"step": 2, "malformed": None}]])
+def test_short_logs(run, log):
+    (run / "log.jsonl").write_text(lines(log))
+    (run / "config.json").unlink()
+    page = Page(report.write(run))
+    assert f"Training: {log[-1]['step']} steps" in page.text and "Not measured" in page.text
+
+
+def test_half_written_lines_and_missing_keys(run):
+    with (run / "log.jsonl").open("a") as f:
+        f.write('[1, 2]\n\nnull\n{"reward": 9}\n{"step": null}\n{"step": 3, "rew')
+    with (run / "samples.jsonl").open("wb") as f:
+        some = [{"step": 1, "rewards": [1.0]}, {"step": 1, "rewards": None, "answers": ["only", "these"]},
+                {"step": 2}]
+        f.write(lines(some).encode() + b'{"step": 2, "id": "x\xff')
+    page = Page(report.write(run))
+    assert "reward 0.25 → 0.75" in page.text and "these None, 1 of 2 –" in page.text
+
+
+# ---- the command
+
+
+def test_one_line_for_a_folder_without_a_run(tmp_path):
+    for folder in (tmp_path, tmp_path / "nothing", Path(report.__file__)):
+        with pytest.raises(SystemExit) as stop:
+            report.main([str(folder)])
+        assert str(stop.value) == (f"report.py: {folder} is no run folder: "
+                                   "there is no whole line in its log.jsonl")
+
+
+def test_the_command_finds_the_pictures(run, capsys):
+    example = data.load("toy")[7]
+    (run / "samples.jsonl").write_text(lines([group(1, example.id)]))
+    report.main([str(run)])
+    assert capsys.readouterr().out == f"{run}/report.html\n"
+    assert picture(Page(run / "report.html"))[1].tobytes() == example.image().tobytes()
+
+
+def test_with_nothing_but_reward_py(run, tmp_path):
+    """It stands on the ladder alone; without the datasets there are no pictures, and it says so."""
+    for name in ("report.py", "reward.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    done = subprocess.run([sys.executable, "report.py", str(run)], cwd=tmp_path, capture_output=True,
+                          text=True)
+    assert done.stdout.startswith(f"{run}/report.html (without pictures: "), done.stderr
