@@ -7,7 +7,7 @@
 
 A run folder holds config.json, log.jsonl (a line a step), samples.jsonl (a line an image: every answer with
 its rung, the bar, the rewards), adapter/ (PEFT's format), state.pt (what --resume needs), eval.json (before
-and after, on test).
+and after, on test), report.html (all of it as a page).
 
 Where this departs from the official release (README says why):
 1. Losses have one denominator for the whole optimizer step, counted before it is split; verl's is per
@@ -35,6 +35,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import data
+import report
 from evaluate import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, ask, before_and_after, category_name,
                       comparison, evaluate, is_toy, load_judge, load_policy, question_for, trust, write_json)
 from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, masked_mean, policy_loss
@@ -541,11 +542,13 @@ def main(argv: list[str] | None = None) -> Path:
         results = before_and_after(policy, judge, tests, question, config.max_new_tokens, config.seed,
                                    config.max_judge_errors)
         write_json(run / "eval.json", results)
+        report.write(run, examples)
     except KeyboardInterrupt:
         bar.close()
         if RANK == 0 and (run / "state.pt").exists():
             load_state(run, policy, optimizer)  # a half-done step is not kept
             save_adapter(policy.model, run / "adapter", policy.name)
+            report.write(run, examples)
         sys.exit(f"stopped; the last whole step is saved: python train.py --resume {run}")
     except (JudgeFailed, OSError) as e:  # OSError: a full disk, a cache that stays locked
         bar.close()

@@ -67,7 +67,7 @@ def test_cub_with_a_checkpoint_and_a_language_model_judge(tmp_path, checkpoint, 
     assert mode == "generate" or errors == 0  # choice always has a verdict
     assert {c for s in samples for c in s["categories"]} - {"malformed", "judge error"}
     for name in ("config.json", "state.pt", "eval.json", "adapter/adapter_config.json",
-                 "adapter/adapter_model.safetensors"):
+                 "adapter/adapter_model.safetensors", "report.html"):
         assert (run / name).exists(), name
     before_after = json.loads((run / "eval.json").read_text())["greedy"]["cub"]
     assert before_after["before"]["n"] + before_after["before"]["judge_errors"] == 3
@@ -171,6 +171,7 @@ def test_ctrl_c_saves_the_last_whole_step(tmp_path, checkpoint, tree_judge, monk
     run = tmp_path / "run"
     state = torch.load(run / "state.pt", weights_only=True)
     saved = policies.load(checkpoint, adapter=run / "adapter")
+    assert (run / "report.html").exists()
     assert state["step"] == 1
     assert all(torch.equal(v, state["adapter"][k]) for k, v in policies.lora_state(saved.model).items())
 
@@ -390,7 +391,7 @@ def test_sft_is_the_likelihood_of_the_label(policy):
         moved, stats = updated(policy, groups, torch.ones(3, 1), method="sft", beta=0.0, lr=1.0,
                                micro_batch=micro_batch)
         assert (moved - expected).norm() < 1e-4 * expected.norm()
-        assert stats["policy/nll"] == pytest.approx(float(sum(losses)) / sum(tokens), rel=1e-4)
+        assert stats["policy/nll"] == pytest.approx(sum(losses).item() / sum(tokens), rel=1e-4)
     _, stats = updated(policy, groups, torch.ones(3, 1), method="sft", beta=0.0, lr=50.0, minibatch=1)
     assert stats["policy/ratio_max"] == 1 and stats["policy/clipfrac"] == 0
 
@@ -578,7 +579,7 @@ def test_a_judge_that_is_gone_stops_the_run_and_resume_goes_on(tmp_path, checkpo
 
 def test_unreadable_images_are_named_and_counted(tmp_path, checkpoint, tree_judge):
     folder = trees.cub(tmp_path)
-    bad = [e.open.__defaults__[0] for e in train.data.load("cub", root=folder, limit=6)][:2]
+    bad = [e.open.args[0] for e in train.data.load("cub", root=folder, limit=6)][:2]
     for path in bad:
         path.write_bytes(b"not a picture")
     run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--images-per-step", "6", "--steps", "1"))
