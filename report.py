@@ -9,7 +9,6 @@ import argparse
 import base64
 import json
 import math
-import sys
 from contextlib import suppress
 from html import escape
 from io import BytesIO
@@ -27,31 +26,30 @@ CHARTS = [("Reward", "mean of all answers", ["reward"]),  # title, note, keys of
           ("Rungs", "share of the answers", ["malformed", *(f"share/{label}" for label in RUNG)]),
           ("Bars c*", "share of the images", [f"bar/{label}" for label in list(RUNG)[1:5]]),
           ("Malformed, dead groups", "share", ["malformed", "dead_groups"]),
-          ("KL to the reference", "nats a token", ["policy/kl"]),
+          ("Length", "mean, tokens", ["length"]), ("KL to the reference", "nats a token", ["policy/kl"]),
           ("Gradient norm", "before clipping at 1", ["policy/grad_norm"])]
 NOTE = """</div><h2>Answers, early and late</h2><p>To the same image where one comes back, else to two of the
 same truth; chosen by step, not by answer. Posts are filled up to the rung, the dashed line is bar c*. Equal
 answers share a row, a click shows texts. Groups that left their step (judge error, unreadable) come last."""
 HEAD = """<!doctype html><html lang="en"><meta charset=utf-8><meta name=viewport content="width=device-width">
 <meta http-equiv=Content-Security-Policy content="default-src 'none';style-src 'unsafe-inline';img-src data:">
-<style>:root{color-scheme:light dark;background:light-dark(#f6f5f1,#131312)}*{min-width:0}body{
-font:15px/1.45 system-ui,sans-serif;margin:28px auto;padding:0 16px;max-width:1232px;overflow-wrap:anywhere}
+<style>:root{color-scheme:light dark;background:light-dark(#f6f5f1,#131312)}*{min-width:0}body{font:15px/1.45
+system-ui;font-variant-numeric:tabular-nums;margin:auto;padding:16px;max-width:1232px;overflow-wrap:anywhere}
 h1,h2,h3,p{margin:0 0 6px}h2{margin-top:32px}p,small,.keys,th{font-size:13px;font-weight:400;
-color:light-dark(#5c5b55,#b3b1a8)}.keys b{color:canvastext}.malformed{--c:#8468d0}.wrong{--c:#d64a4a}.abstain{
---c:#8f8c83}.generic{--c:#9cc4ee}.less{--c:#5f9fe2}.specific,.s0{--c:#2a6cc0}.more,.s2{--c:#13906a}.s0,.s1,
-.s2{stroke-linecap:round}.s1{--c:#d0601f;stroke-dasharray:4 5}.s2{stroke-dasharray:0 4}.s,.out{fill:none;
-stroke:var(--c)}.s{stroke-width:2}.wide{stroke-width:var(--w)}.f{fill:var(--c)}.axis{stroke:#8886}.bar{
-stroke:currentcolor;stroke-width:1.5;stroke-dasharray:3 2}text{font-size:11px;fill:currentcolor;opacity:.75}
-.card{background:light-dark(#fff,#1e1e1c);border:1px solid #8884;border-radius:10px;padding:14px 16px;
-margin:6px 0;display:flex;flex-direction:column}.grid{display:grid;grid-template-columns:repeat(auto-fit,
-minmax(min(100%,320px),1fr));gap:10px 20px}.keys{--w:10;display:flex;flex-wrap:wrap;gap:3px 14px}.keys+svg{
-margin-top:auto}.keys span,header{display:flex;gap:7px;align-items:center}header{gap:14px;margin-bottom:8px}
-table{border-collapse:collapse;width:100%}th,td{padding:5px 0 5px 9px;text-align:right;overflow-wrap:normal}
-caption,tr>:first-child{padding-left:0;text-align:left;font-weight:620}td>*{white-space:nowrap}
-header b:last-child{font:13px system-ui}header small{flex:none;padding:36px 12px}img{flex:none;max-width:45%}
-.tiny{width:112px;image-rendering:pixelated}th,td,details{border-top:1px solid #8884}summary{display:grid;
-grid-template-columns:46px 1fr auto;gap:10px;align-items:center;padding:5px 0;cursor:pointer}bdi{
-display:block}pre{white-space:pre-wrap}</style>"""
+color:light-dark(#5c5b55,#b3b1a8)}.keys b{color:canvastext}.malformed{--c:#8468d0}.wrong{--c:#d64a4a}
+.abstain{--c:#8f8c83}.generic{--c:#9cc4ee}.less{--c:#5f9fe2}.specific,.s0{--c:#2a6cc0}.more,.s2{--c:#13906a}
+.s1{--c:#d0601f;stroke-dasharray:4 5}.s2{stroke-dasharray:0 4}.s,.wide,.out{fill:none;stroke:var(--c)}.s{
+stroke-width:2;stroke-linecap:round}.wide{stroke-width:var(--w)}.f{fill:var(--c)}.axis{stroke:#8886}.bar{
+stroke:currentcolor;stroke-width:1.5;stroke-dasharray:3 2}text{font-size:11px;fill:currentcolor}.card{
+background:light-dark(#fff,#1e1e1c);border:1px solid #8884;border-radius:9px;padding:16px;display:flex;
+flex-direction:column}.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr));
+gap:16px;margin-top:16px}.keys{--w:10;display:flex;flex-wrap:wrap;gap:3px 14px}.card .keys,summary{
+display:grid;grid-template:auto/auto 1fr auto;gap:3px 10px;align-items:center}.keys+svg{margin-top:auto}.keys
+span,header{display:flex;gap:9px;align-items:center}header{margin-bottom:8px}table{border-collapse:collapse;
+width:100%}th,td{padding:5px 0 5px9px;text-align:right;overflow-wrap:normal}caption,tr>:first-child{
+padding-left:0;text-align:left;font-weight:620}td>*{white-space:nowrap}img{flex:none;max-width:45%}.tiny{
+width:112px;image-rendering:pixelated}th,td,details{border-top:1px solid #8884}summary{padding:5px 0;
+cursor:pointer}pre{white-space:pre-wrap}</style>"""
 
 
 def objects(path: Path):
@@ -89,12 +87,13 @@ def table(results: dict, trained_on: list) -> str:
 def chart(log: list, title: str, note: str, keys: list) -> str:
     """One small SVG; rungs and bars are stacked. The legend gives each first value and last."""
     rows = {k: r for k in keys if (r := [(line["step"], line[k]) for line in log if line.get(k) is not None])}
-    stack, values = len(keys) > 3, [0, *(v for row in rows.values() for _, v in row)]
-    low, high = min(values), 1 if stack else max(values)
+    stack, values = len(keys) > 3, [v for row in rows.values() for _, v in row]
+    low, high = min([0, *values]), 1 if stack else max([0, *values])
     unit = 10.0 ** math.floor(math.log10(high - low or 1))  # the axis ends at round numbers
     low, high = math.floor(low / unit) * unit, math.ceil(high / unit - 1e-9) * unit or unit
+    low = high / 2 if not stack and min(values, default=0) > high / 2 else low
+    form = ".3f" if .1 <= high <= 1 else ".3g"
     first, last = log[0]["step"], max(log[-1]["step"], log[0]["step"] + 1)
-
     def x(step): return f"{44 + 276 * (step - first) / (last - first):.1f}"
     def y(value): return f"{142 - 132 * (value - low) / (high - low):.1f}"
     svg = "".join(f'<path class="axis" d="M40 {y(v)}H328"/><text x="35" y="{y(v)}" dy="4" text-anchor="end">'
@@ -104,12 +103,12 @@ def chart(log: list, title: str, note: str, keys: list) -> str:
         name, look = key.split("/")[-1].replace("_", " ").replace("hm", "harmonic mean"), f'class="s s{i}"'
         path = "M" + "L".join(f"{x(step)} {y(v)}" for step, v in row) + "h0"  # a point alone is a dot
         if stack:
-            look = f'class="s wide {name.split()[0]}"'
+            look = f'class="wide {name.split()[0]}"'
             path = "".join(f"M{x(step)} {y(below[step])}V{y(below[step] + v)}" for step, v in row)
             below |= {step: below[step] + v for step, v in row}
         svg += f'<path {look} d="{path}"/>'
-        entry = f'<span><svg width="20" height="10"><path {look} d="M0 5h20"/></svg>'
-        entry += f"{name} {show(row[0][1])} → <b>{show(row[-1][1])}</b></span>"
+        entry = f'<svg width="20" height="10"><path {look} d="M0 5h20"/></svg><span>{name}</span>'
+        entry += f"<span>{show(row[0][1], form)} → <b>{show(row[-1][1], form)}</b></span>"
         legend = entry + legend if stack else legend + entry  # a stack is read from its top
     svg += f'<text x="44" y="158">step {first}</text><text x="328" y="158" text-anchor="end">{last}</text>'
     return (f'<div class="card"><h3>{title} <small>{note}</small></h3><div class="keys">{legend}</div><svg '
@@ -139,7 +138,7 @@ def card(line: dict, image) -> str:
                       "/>" for i in range(1, 6))  # where there is no bar, its line is out of sight
         svg += f'<path class="bar" d="M0 {22 - 4 * RUNG.get(str(line.get("bar")), 9)}h46"/>'
         page += (f'<details><summary><svg width="46" height="23">{svg}</svg><span><bdi>{show(answer)}</bdi>'
-                 f"<small>{show(label)}, {len(texts)} of {len(lists[0])}</small></span><b>{reward}</b>"
+                 f"<br><small>{show(label)}, {len(texts)} of {len(lists[0])}</small></span><b>{reward}</b>"
                  f"</summary>{''.join(f'<pre>{show(text)}</pre>' for text in texts)}</details>")
     return page + "</div>"
 
@@ -187,13 +186,14 @@ def main(argv: list[str] | None = None) -> None:
     try:
         import data
         config = json.loads((run / "config.json").read_text("utf-8"))
-        examples = [e for name in config["data"].split(",") for e in data.load(name, "train", config["root"])]
+        examples = [e for name in config["data"].split(",") for e in data.load(
+            name, "train", config["root"], protocol=config.get("protocol", "official"))]
     except (ImportError, ValueError, OSError, KeyError) as e:
         note = f" (without pictures: {e})"
     try:
         print(f"{write(run, examples)}{note}")
     except (ValueError, OSError) as e:
-        sys.exit(f"report.py: {e}")
+        raise SystemExit(f"report.py: {e}") from None
 
 
 if __name__ == "__main__":

@@ -69,12 +69,25 @@ def run(tmp_path):
 
 def test_a_curve_is_the_log(run):
     page = Page(report.write(run))
-    assert "reward 0.25 → 0.75" in page.text and "harmonic mean 0.5 → 0.5" in page.text
+    assert "reward 0.250 → 0.750" in page.text and "harmonic mean 0.500 → 0.500" in page.text
     # x: steps 0..2 on 44..320; y: 0...8 on 142..10, .25 and .75 of .8 are 100.75 and 18.25
     paths = [a["d"] for a in page.all("path")]
     assert "M182.0 100.8L320.0 18.2h0" in paths
     assert "M44.0 10.0h0" in paths  # one validation so far, at the top of 0...5: a dot
     assert "2 steps" in page.text and page.text.count("step 0") == 2  # two charts: the log has no more
+
+
+def test_an_axis_starts_at_zero_or_at_half_its_end(run):
+    """Curves that stay in the upper half would lie on each other; small figures keep their digits."""
+    (run / "log.jsonl").write_text(lines([
+        {"step": 1, "correctness": 0.9, "specificity": 0.625, "policy/kl": 0.00012, "length": 11.5},
+        {"step": 2, "correctness": 1, "specificity": 0.875, "policy/kl": 0.00034, "length": 12.25}]))
+    page = Page(report.write(run))
+    assert "correctness 0.900 → 1.000" in page.text and "0.5 0.75 1 " in page.text
+    # .625 and .875 of .5...1 are a quarter and three quarters of 142...10
+    assert "M44.0 109.0L320.0 43.0h0" in [a["d"] for a in page.all("path")]
+    assert "kl 0.00012 → 0.00034" in page.text and "0 0.0002 0.0004 " in page.text
+    assert "length 11.5 → 12.2" in page.text and "10 15 20 " in page.text
 
 
 def test_rungs_are_stacked(run):
@@ -247,7 +260,7 @@ def test_no_finite_number(run):
                                           {"step": 2, "reward": math.inf, "policy/kl": math.nan},
                                           {"step": 3, "reward": 0.25, "policy/grad_norm": -math.inf}]))
     page = Page(report.write(run))
-    assert "reward 0.5 → 0.25" in page.text and "KL" not in page.text and "Gradient" not in page.text
+    assert "reward 0.500 → 0.250" in page.text and "KL" not in page.text and "Gradient" not in page.text
     assert "nan" not in (run / "report.html").read_text() and "inf" not in (run / "report.html").read_text()
 
 
@@ -269,7 +282,7 @@ def test_half_written_lines_and_missing_keys(run):
                 {"step": 2}]
         f.write(lines(some).encode() + b'{"step": 2, "id": "x\xff')
     page = Page(report.write(run))
-    assert "reward 0.25 → 0.75" in page.text and "these None, 1 of 2 –" in page.text
+    assert "reward 0.250 → 0.750" in page.text and "these None, 1 of 2 –" in page.text
 
 
 # ---- the command
@@ -289,6 +302,14 @@ def test_the_command_finds_the_pictures(run, capsys):
     report.main([str(run)])
     assert capsys.readouterr().out == f"{run}/report.html\n"
     assert picture(Page(run / "report.html"))[1].tobytes() == example.image().tobytes()
+
+
+def test_the_command_reads_the_splits_of_the_run(run, monkeypatch):
+    (run / "config.json").write_text(json.dumps({"data": "food,pets", "root": "R", "protocol": "coop"}))
+    asked = []
+    monkeypatch.setattr(data, "load", lambda *args, **options: asked.append((*args, options)) or [])
+    report.main([str(run)])
+    assert asked == [(name, "train", "R", {"protocol": "coop"}) for name in ("food", "pets")]
 
 
 def test_with_nothing_but_reward_py(run, tmp_path):
