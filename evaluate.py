@@ -21,6 +21,7 @@ Where this departs from the paper and from lmms-owc:
 import argparse
 import hashlib
 import json
+import math
 import os
 import re
 import sys
@@ -111,6 +112,11 @@ def ask(policy, examples: list[data.Example], question: str, answer=sample,
     return read, answer(policy, images, ids, question, **kwargs) if read else [], unreadable
 
 
+def first_line(e: BaseException) -> str:
+    """What an error says, as the one line that a user's mistake ends in."""
+    return (str(e).splitlines() or [type(e).__name__])[0]
+
+
 def write_json(path, value) -> None:
     """Whole or not at all: a killed run leaves the old file."""
     path = Path(path)
@@ -159,8 +165,7 @@ def load_embedder(name: str, device="cpu"):
         longest = min(256, getattr(model.config, "max_position_embeddings", 256))
         embed(["a", "a longer text"])
     except Exception as e:  # whatever is wrong with a model that is no encoder of texts
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
-        raise OSError(f"cannot load the embedder {name!r}: {reason}") from None
+        raise OSError(f"cannot load the embedder {name!r}: {first_line(e)}") from None
     return embed
 
 
@@ -233,12 +238,19 @@ def before_and_after(policy, judge: Judge, tests: dict[str, list], question: str
 # Records on disk
 
 
+def answers_file(out: str) -> Path:
+    return Path(out.removesuffix(".json") + ".jsonl")
+
+
 def append(file: Path, arguments: dict, records: list[dict]) -> None:
     """A line a record, on disk when it returns; the file's first line says what they are answers to."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     head = [] if file.exists() and file.stat().st_size else [{"arguments": arguments}]
-    with file.open("a", encoding="utf-8") as f:
-        f.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in head + records))
+    try:
+        with file.open("a", encoding="utf-8") as f:
+            f.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in head + records))
+    except OSError as e:
+        raise OSError(f"cannot write {file}: {e.strerror}; what is written stands, the same command goes on"
+                      ) from None
 
 
 def written(file: Path, arguments: dict):
@@ -288,7 +300,8 @@ def answer_pictures(policy, paths: list[str], question: str, n: int, temperature
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(usage="%(prog)s [options]; --help lists them", description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", default=",".join(TOY_SETS), help="datasets, comma between them")
     p.add_argument("--root", help="folder of the datasets (default: data)")
     p.add_argument("--split", default="test", choices=("train", "val", "test"))
@@ -323,7 +336,10 @@ def adapter_config(folder: str) -> dict:
     if not file.is_file():
         raise OSError(f"no adapter in {folder}: there is no adapter_config.json")
     weights = hashlib.sha256((Path(folder) / "adapter_model.safetensors").read_bytes()).hexdigest()
-    return json.loads(file.read_text()) | {"weights": weights[:16]}
+    try:
+        return json.loads(file.read_text()) | {"weights": weights[:16]}
+    except (ValueError, TypeError) as e:
+        raise ValueError(f"{file} is no adapter's configuration: {e}") from None
 
 
 def titles(adapters: list[str]) -> list[str]:
@@ -338,7 +354,9 @@ def measure(args, load, question: str, judge_name: str, settings: dict, told: di
     depend on. Returns adapter -> dataset or mean -> its row of the table."""
     sets = {name: data.load(name, args.split, args.root, args.limit, protocol=args.protocol)
             for name in args.data.split(",")}
-    file = Path(args.out.removesuffix(".json") + ".jsonl") if args.out else None
+    file = answers_file(args.out) if args.out else None
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
     before = written(file, told) if file else iter(())
     judge = embed = None
     tallies = {adapter: {name: Tally() for name in sets} for adapter in args.adapter}
@@ -381,10 +399,12 @@ def run(args) -> None:
     for name in ("n", "rows", "max_new_tokens"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    if args.temperature is not None and args.temperature < 0:
-        raise ValueError(f"--temperature must not be negative, got {args.temperature}")
+    if args.temperature is not None and not 0 <= args.temperature < math.inf:
+        raise ValueError(f"--temperature must be 0 or more, got {args.temperature}")
     if args.out and (Path(args.out).is_dir() or args.out.endswith(".jsonl")):
         raise ValueError(f"--out names the figures' JSON file (the answers go beside it), got {args.out}")
+    if args.out and Path(args.out).exists() and not answers_file(args.out).exists():
+        raise ValueError(f"{args.out} holds something else: give another --out")
     names = [] if args.image else args.data.split(",")
     for flag, values in (("--data", names), ("--adapter", args.adapter)):
         if len(set(values)) < len(values):
@@ -421,13 +441,13 @@ def run(args) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
+    kept = "; what is written stands, the same command goes on" if args.out and not args.image else ""
     try:
         run(args)
     except (ValueError, OSError) as e:
-        sys.exit(f"evaluate.py: {(str(e).splitlines() or [type(e).__name__])[0]}")
+        sys.exit(f"evaluate.py: {first_line(e)}")
     except (KeyboardInterrupt, JudgeFailed, torch.cuda.OutOfMemoryError) as e:
-        kept = "; what is written stands, the same command goes on" if args.out and not args.image else ""
-        sys.exit(f"evaluate.py: {(str(e).splitlines() or ['stopped'])[0]}{kept}")
+        sys.exit(f"evaluate.py: {'stopped' if isinstance(e, KeyboardInterrupt) else first_line(e)}{kept}")
 
 
 if __name__ == "__main__":

@@ -9,17 +9,12 @@ A run folder holds config.json, log.jsonl (a line a step), samples.jsonl (a line
 its rung, the bar, the rewards), adapter/ (PEFT's format), state.pt (what --resume needs), eval.json (before
 and after, on test), report.html (all of it as a page).
 
-Where this departs from the official release (README says why):
-1. Losses have one denominator for the whole optimizer step, counted before it is split; verl's is per
-   micro-batch.
-2. A judge error takes its whole group out of the step; there it scores 0 for every answer of the batch.
-3. N = 8 rollouts an image (release: 10), images up to 512 x 28 x 28 pixels (release: longer prompts are
-   dropped), 512 new tokens (release: 2048), validation on unused training images (release: on test).
-4. Only temperature shapes the sampled distribution, and the same distribution is scored.
+Where this departs from the official release, README says with its reasons, and each option's line in --help.
 """
 
 import argparse
 import json
+import math
 import os
 import random
 import sys
@@ -37,7 +32,8 @@ from tqdm import tqdm
 import data
 import report
 from evaluate import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, ask, before_and_after, category_name,
-                      comparison, evaluate, is_toy, load_judge, load_policy, question_for, trust, write_json)
+                      comparison, evaluate, first_line, is_toy, load_judge, load_policy, question_for, trust,
+                      write_json)
 from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, masked_mean, policy_loss
 from judge import JUDGE_ERROR, judge_groups
 from metrics import average, group_figures
@@ -58,8 +54,18 @@ LOSSES = {
 REWARDS = ("speciarl", *SCHEMES)
 
 
-def option(default, help, source="", **argument):
-    return field(default=default, metadata={"help": help, "source": source, "argument": argument})
+# What an option may be: a test, and its words.
+COUNT = (lambda v: v >= 1, "at least 1")
+GROUP = (lambda v: v >= 2, "at least 2: a group of one has nothing to compare itself with")
+SHARE = (lambda v: 0 <= v <= 1, "in [0, 1]")
+FROM_0 = (lambda v: 0 <= v < math.inf, "0 or more")
+ABOVE_0 = (lambda v: 0 < v < math.inf, "above 0")
+FINITE = (math.isfinite, "a finite number")
+
+
+def option(default, help, source="", must=None, **argument):
+    return field(default=default,
+                 metadata={"help": help, "source": source, "must": must, "argument": argument})
 
 
 @dataclass
@@ -69,7 +75,7 @@ class Config:
     root: str | None = option(None, "folder of the datasets (default: data)")
     protocol: str = option("official", "splits: the publishers', or CoOp's", "official: CoOp for some",
                            choices=("official", "coop"))
-    limit: int | None = option(3000, "training images a dataset, a random subset by seed 42", "official")
+    limit: int | None = option(3000, "training images a dataset, drawn by seed 42", "official", COUNT)
     model: str = option(MODEL, "checkpoint: folder or hub name", "official")
     judge: str = option(JUDGE, "chat model, http://server, taxonomy.json, taxonomy", "official: 30B-A3B")
     judge_model: str | None = option(None, "the model's name on a judge server")
@@ -78,38 +84,38 @@ class Config:
     judge_prompt: str | None = option(None, "short, detailed or a text file; None: by the judge's size")
     judge_key_file: str | None = option(None, "file with the server's key; None: JUDGE_API_KEY")
     judge_cache: str = option(VERDICTS, "file of remembered verdicts, or none", "official: Redis")
-    max_judge_errors: float = option(0.5, "share of groups without a verdict at which the run stops")
+    max_judge_errors: float = option(0.5, "share of groups without a verdict that ends the run", must=SHARE)
     method: str = option("rl", "learn from rewards, or (sft) from the labels themselves", "official: rl",
                          choices=("rl", "sft"))
     prompt: str = option("base", "the question: base, specific, ...", "official: base")
-    n: int = option(8, "answers an image (N)", "official: 10")
-    images_per_step: int = option(256, "images a step", "official")
-    minibatch: int = option(128, "images an optimizer update", "official")
-    micro_batch: int = option(1, "images forwarded at a time (memory)")
-    rows: int = option(512, "answers decoded at a time (memory)")
-    epochs: int = option(15, "passes over the images, unless --steps is given", "official")
-    steps: int | None = option(None, "steps", "official: 165")
-    lr: float = option(3e-5, "AdamW learning rate, constant", "official")
-    warmup: int = option(0, "steps of linear warm-up", "official")
+    n: int = option(8, "answers an image (N)", "official: 10", GROUP)
+    images_per_step: int = option(256, "images a step", "official", COUNT)
+    minibatch: int = option(128, "images an optimizer update", "official", COUNT)
+    micro_batch: int = option(1, "images forwarded at a time (memory)", must=COUNT)
+    rows: int = option(512, "answers decoded at a time (memory)", must=COUNT)
+    epochs: int = option(15, "passes over the images, unless --steps is given", "official", COUNT)
+    steps: int | None = option(None, "steps", "official: 165", COUNT)
+    lr: float = option(3e-5, "AdamW learning rate, constant", "official", ABOVE_0)
+    warmup: int = option(0, "steps of linear warm-up", "official", FROM_0)
     betas: tuple = option((0.9, 0.999), "AdamW betas", "official", nargs=2, type=float)
-    weight_decay: float = option(0.01, "AdamW weight decay", "official")
+    weight_decay: float = option(0.01, "AdamW weight decay", "official", FROM_0)
     loss: str = option("grpo", "loss", "official", choices=tuple(LOSSES))
-    beta: float | None = option(None, "KL coefficient; None: by --loss, .01 or 0", "official: .01")
-    clip_low: float | None = option(None, "lower clip; None: by --loss, .2", "official: .2")
-    clip_high: float | None = option(None, "upper clip; None: by --loss, .2 or .28", "official: .2")
+    beta: float | None = option(None, "KL coefficient; None: by --loss, .01 or 0", "official: .01", FROM_0)
+    clip_low: float | None = option(None, "lower clip; None: by --loss, .2", "official: .2", FROM_0)
+    clip_high: float | None = option(None, "upper clip; None: by --loss, .2 or .28", "official: .2", FROM_0)
     reward: str = option("speciarl", "reward scheme", "paper", choices=REWARDS)
-    quorum: float = option(0.0, "share of answers that must reach the bar (0: the best one sets it)", "ours")
-    malformed: float = option(-1.0, "reward of an answer that can't be read", "official")
-    noise: float = option(0.0, "probability that a verdict moves one rung (ablation)", "official: 0")
-    temperature: float = option(1.0, "sampling temperature", "official")
-    max_new_tokens: int = option(512, "longest completion, tokens", "official: 2048")
+    quorum: float = option(0.0, "share of answers that must reach the bar; 0: any one", "ours", SHARE)
+    malformed: float = option(-1.0, "reward of an answer that can't be read", "official", FINITE)
+    noise: float = option(0.0, "probability that a verdict moves one rung (ablation)", "official: 0", SHARE)
+    temperature: float = option(1.0, "sampling temperature", "official", ABOVE_0)
+    max_new_tokens: int = option(512, "longest completion, tokens", "official: 2048", COUNT)
     max_pixels: int | None = option(512 * 28 * 28, "larger images are scaled down", "official: no such limit")
-    lora_rank: int = option(64, "LoRA rank", "official")
-    lora_alpha: float = option(32, "LoRA alpha (scale = alpha / rank)", "official")
+    lora_rank: int = option(64, "LoRA rank", "official", COUNT)
+    lora_alpha: float = option(32, "LoRA alpha (scale = alpha / rank)", "official", FINITE)
     checkpointing: bool = option(False, "make activations again in backward (memory)", "official: on")
     seed: int = option(0, "of everything but the data subset", "official: 1")
-    eval_every: int = option(5, "steps between validations, 0 = only before", "official")
-    eval_limit: int = option(300, "images of each validation and test set", "official: all")
+    eval_every: int = option(5, "steps between validations, 0 = only before", "official", FROM_0)
+    eval_limit: int = option(300, "images of each validation and test set", "official: all", COUNT)
     out: str | None = option(None, "run folder (default: runs/DATA-REWARD-seedSEED)")
 
 
@@ -123,7 +129,8 @@ PRESETS = {"toy": dict(limit=1000, model="toy", judge="taxonomy", images_per_ste
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(usage="%(prog)s [options]; --help lists them", description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
     for f in fields(Config):
         argument = dict(f.metadata["argument"])
@@ -152,12 +159,16 @@ def parse_config(argv: list[str] | None = None) -> tuple[Config, Path | None]:
         file = Path(folder) / "config.json"
         if not file.is_file():
             raise ValueError(f"nothing to resume in {folder}: there is no config.json")
-        saved = json.loads(file.read_text())
-        saved["betas"] = tuple(saved["betas"])
-        changed = [f"{flag(k)} was {saved[k]}, now {v}" for k, v in given.items() if saved[k] != v]
+        try:
+            saved = json.loads(file.read_text())
+            config = Config(**saved | {"betas": tuple(saved["betas"])})
+        except (ValueError, TypeError, KeyError) as e:
+            raise ValueError(f"{file} is not the configuration of a run of this version: {e}") from None
+        changed = [f"{flag(k)} was {getattr(config, k)}, now {v}" for k, v in given.items()
+                   if getattr(config, k) != v]
         if changed:
             raise ValueError("a resumed run keeps its settings: " + "; ".join(changed))
-        return Config(**saved), Path(folder)
+        return config, Path(folder)
     preset = PRESETS["toy"] if is_toy(given.get("data", Config.data).split(",")) else {}
     config = Config(**preset | given)
     if config.method == "sft" and config.beta is None:
@@ -172,22 +183,11 @@ def parse_config(argv: list[str] | None = None) -> tuple[Config, Path | None]:
     return config, None
 
 
-# What an option must be: name -> (test, in words).
-MUST = {name: (lambda v: v >= 1, "at least 1") for name in (
-    "images_per_step", "minibatch", "micro_batch", "rows", "epochs", "steps", "limit", "max_new_tokens", "lora_rank",
-    "eval_limit")}
-MUST |= {"n": (lambda v: v >= 2, "at least 2: a group of one has nothing to compare itself with")}
-MUST |= {name: (lambda v: v > 0, "above 0") for name in ("lr", "temperature")}
-MUST |= {name: (lambda v: 0 <= v <= 1, "in [0, 1]") for name in ("quorum", "noise", "max_judge_errors")}
-MUST |= {name: (lambda v: v >= 0, "0 or more") for name in (
-    "warmup", "weight_decay", "beta", "clip_low", "clip_high", "eval_every")}
-
-
 def check(config: Config) -> None:
-    for name, (holds, words) in MUST.items():
-        value = getattr(config, name)
-        if value is not None and not holds(value):
-            raise ValueError(f"{flag(name)} must be {words}, got {value}")
+    for f in fields(Config):
+        value, must = getattr(config, f.name), f.metadata["must"]
+        if must and value is not None and not must[0](value):
+            raise ValueError(f"{flag(f.name)} must be {must[1]}, got {value}")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -216,8 +216,8 @@ def with_noise(categories: list, config: Config, step: int, image_id: str) -> li
 
 
 def labelled(policy, images: list, ids: list[str], question: str, labels: dict, toy: bool) -> list[Group]:
-    """Supervised fine-tuning's "rollouts": one completion an image, the label behind an empty think block (its
-    form is not published)."""
+    """Supervised fine-tuning's "rollouts": one completion an image, the label behind an empty think block
+    (its form is not published)."""
     groups = []
     for i in range(0, len(images), 32):
         for name, prompt in zip(ids[i:], encode(policy, images[i:i + 32], question)):
@@ -363,23 +363,34 @@ def save_state(run: Path, policy, optimizer, config: Config, step: int) -> None:
              "adapter": {k: v.detach().cpu() for k, v in lora_state(policy.model).items()},
              "offsets": {name: (run / name).stat().st_size if (run / name).exists() else 0
                          for name in ("log.jsonl", "samples.jsonl")}}
-    with (run / "state.tmp").open("wb") as f:
-        torch.save(state, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(run / "state.tmp", run / "state.pt")
+    temporary = run / "state.tmp"
+    try:
+        with temporary.open("wb") as f:
+            torch.save(state, f)
+            f.flush()
+            os.fsync(f.fileno())
+    except (OSError, RuntimeError) as e:  # torch hides a full disk behind a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"cannot write {temporary}: {e.__context__ or e}") from None
+    os.replace(temporary, run / "state.pt")
 
 
 def load_state(run: Path, policy, optimizer) -> int:
-    """Back to the last saved step; what was logged after it is cut off and will be written again."""
-    if not (run / "state.pt").exists():
+    """Back to the last saved step, -1 for not even validated; what was logged after it is cut off and will be
+    written again. Raises ValueError, and touches nothing, where the state is gone or broken."""
+    file, log = run / "state.pt", run / "log.jsonl"
+    if not file.exists():
+        if log.exists() and len(log.read_text().splitlines()) > 1:
+            raise ValueError(f"cannot resume: {file} is gone; --out DIR starts another run")
         if RANK == 0:
-            for name in ("log.jsonl", "samples.jsonl"):
-                (run / name).unlink(missing_ok=True)
+            log.unlink(missing_ok=True)
         return -1
-    state = torch.load(run / "state.pt", map_location="cpu", weights_only=True)
-    set_lora_state(policy.model, state["adapter"], run / "state.pt")
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        set_lora_state(policy.model, state["adapter"], file)
+        optimizer.load_state_dict(state["optimizer"])
+    except Exception as e:  # whatever torch makes of a broken file
+        raise ValueError(f"cannot resume: {file}: {first_line(e)}; --out DIR starts another run") from None
     for name, size in state["offsets"].items():
         if RANK == 0 and (run / name).exists():
             os.truncate(run / name, size)
@@ -411,6 +422,8 @@ def load_data(config: Config) -> tuple[list, dict[str, list], dict[str, list]]:
         raise ValueError(f"{len(examples)} training images are fewer than a step's {config.images_per_step}: "
                          "lower --images-per-step or raise --limit")
     used = {e.id for e in examples}
+    if len(used) < len(examples):
+        raise ValueError(f"--data {config.data} holds an image twice")
     options = dict(root=config.root, protocol=config.protocol)
     validation = {n: [e for e in data.load(n, "val", **options) if e.id not in used] for n in names}
     tests = TOY_SETS if is_toy(names) else names
@@ -432,17 +445,15 @@ def main(argv: list[str] | None = None) -> Path:
         policy = load_policy(config.model, config.seed, rank=config.lora_rank, alpha=config.lora_alpha,
                              max_pixels=config.max_pixels)
         judge = load_judge(config.judge, config, policy.device)
+        parameters = [p for p in policy.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay)
+        done = load_state(run, policy, optimizer) if resumed else -1
+        steps = config.steps or config.epochs * (len(examples) // config.images_per_step)
+        if RANK == 0:
+            write_json(run / "config.json", asdict(config))
+            print(json.dumps(asdict(config) | {"steps": steps}, indent=2))
     except (ValueError, OSError, torch.cuda.OutOfMemoryError) as e:
-        sys.exit(f"train.py: {(str(e).splitlines() or [type(e).__name__])[0]}")
-    steps = config.steps or config.epochs * (len(examples) // config.images_per_step)
-    if RANK == 0:
-        run.mkdir(parents=True, exist_ok=True)
-        print(json.dumps(asdict(config) | {"steps": steps}, indent=2))
-        write_json(run / "config.json", asdict(config))
-
-    parameters = [p for p in policy.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay)
-    done = load_state(run, policy, optimizer) if resumed else -1  # -1: not even validated yet
+        sys.exit(f"train.py: {first_line(e)}")
 
     def validate() -> dict[str, float]:
         sums = [evaluate(policy, judge, v, question, max_new_tokens=config.max_new_tokens,
@@ -544,19 +555,18 @@ def main(argv: list[str] | None = None) -> Path:
         write_json(run / "eval.json", results)
         report.write(run, examples)
     except KeyboardInterrupt:
-        bar.close()
         if RANK == 0 and (run / "state.pt").exists():
             load_state(run, policy, optimizer)  # a half-done step is not kept
             save_adapter(policy.model, run / "adapter", policy.name)
             report.write(run, examples)
         sys.exit(f"stopped; the last whole step is saved: python train.py --resume {run}")
     except (JudgeFailed, OSError) as e:  # OSError: a full disk, a cache that stays locked
-        bar.close()
         sys.exit(f"train.py: {e}; the last whole step is saved. Go on with python train.py --resume {run}")
     except torch.cuda.OutOfMemoryError:
-        bar.close()
         sys.exit("train.py: out of GPU memory; the last whole step is saved. Lower --micro-batch, "
                  "--rows, --max-pixels, --max-new-tokens or --n, or turn on --checkpointing")
+    finally:
+        bar.close()
     print(comparison(results, config.data.split(",")))
     print(f"everything about this run is in {run}")
     return run

@@ -420,18 +420,34 @@ def test_own_pictures(checkpoint, tmp_path, capsys):
     (["--adapter", "nowhere"], "no adapter in nowhere"), (["--model", "no/such"], "no model at"),
     (["--image", "nothing.jpg"], "none of the pictures could be read"),
     (["--root", "nowhere"], "CUB-200-2011 is not in"), (["--judge", "broken.json"], "broken.json"),
-    (["--temperature", "-1"], "--temperature must not be negative"), (["--rows", "0"], "--rows must be"),
+    (["--temperature", "-1"], "--temperature must be 0 or more"), (["--rows", "0"], "--rows must be"),
+    (["--temperature", "nan"], "--temperature must be 0 or more"),
+    (["--out", "broken.json"], "broken.json holds something else: give another --out"),
+    (["--out", "broken.json/x.json"], "broken.json"), (["--adapter", "."], "no adapter's configuration"),
     (["--max-new-tokens", "0"], "--max-new-tokens must be"), (["--data", "cub,cub"], "one thing twice"),
     (["--out", "x.jsonl"], "--out names the figures' JSON"), (["--out", "."], "--out names the figures'"),
     (["--embedder", "nowhere"], "cannot load the embedder 'nowhere'"),
 ])
 def test_mistakes_end_in_one_line(checkpoint, cub, tree, tmp_path, argv, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "broken.json").write_text("{")
+    for name in ("broken.json", "adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{")
     base = {"--data": "cub", "--root": str(cub), "--model": str(checkpoint), "--judge": tree}
     with pytest.raises(SystemExit) as e:
         ev.main([x for pair in (base | dict(zip(argv[::2], argv[1::2]))).items() for x in pair])
     assert message in str(e.value) and "\n" not in str(e.value)
+    assert (tmp_path / "broken.json").read_text() == "{"
+
+
+def test_a_full_disk_ends_in_one_line(monkeypatch, tmp_path):
+    class Full:
+        def open(self, *mode, **options):
+            raise OSError(28, "No space left on device")
+        exists = staticmethod(lambda: False)
+        __str__ = staticmethod(lambda: "x.jsonl")
+
+    with pytest.raises(OSError, match="cannot write x.jsonl: No space left.*the same command goes on"):
+        ev.append(Full(), {}, [])
 
 
 def test_comparison_averages_the_unseen_sets_own_figures():

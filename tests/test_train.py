@@ -145,6 +145,17 @@ def test_state_is_whole_or_not_at_all(tmp_path, policy, monkeypatch):
     assert train.load_state(tmp_path, policy, optimizer) == 1
     assert lines(tmp_path / "log.jsonl") == [{"step": 1}]
 
+    def full(state, file):
+        try:
+            raise OSError("No space left on device")
+        except OSError:
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(train.torch, "save", full)
+    with pytest.raises(OSError, match="cannot write .*state.tmp: No space left on device"):
+        train.save_state(tmp_path, policy, optimizer, train.Config(), 2)
+    assert not (tmp_path / "state.tmp").exists() and train.load_state(tmp_path, policy, optimizer) == 1
+
 
 def test_changed_setting_is_refused_with_the_difference(tmp_path, checkpoint, tree_judge, capsys):
     run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1"))
@@ -613,6 +624,8 @@ def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_j
     (["--judge", "no/such"], "cannot load the judge"), (["--prompt", "rude"], "unknown prompt 'rude'"),
     (["--temperature", "0"], "--temperature must be above 0"), (["--max-pixels", "3"], "max pixels must be"),
     (["--lora-rank", "0"], "--lora-rank must be"), (["--resume", "nowhere"], "nothing to resume in nowhere"),
+    (["--temperature", "inf"], "--temperature must be above 0"), (["--malformed", "nan"], "a finite number"),
+    (["--betas", "0.9", "1"], "Invalid beta"), (["--data", "cub,cub"], "holds an image twice"),
 ])
 def test_mistakes_end_in_one_line(tmp_path, checkpoint, tree_judge, change, message):
     argv = change if change[0] == "--resume" else arguments(tmp_path, checkpoint, tree_judge, *change)
@@ -620,6 +633,33 @@ def test_mistakes_end_in_one_line(tmp_path, checkpoint, tree_judge, change, mess
         train.main(argv)
     assert message in str(e.value) and "\n" not in str(e.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_folder_that_cannot_be_made_ends_in_one_line(tmp_path, checkpoint, tree_judge):
+    argv = arguments(tmp_path, checkpoint, tree_judge)
+    argv[argv.index("--out") + 1] = str(tree_judge / "run")
+    with pytest.raises(SystemExit, match="^train.py: .*tree.json"):
+        train.main(argv)
+
+
+def test_a_resume_that_cannot_be_loses_nothing(tmp_path, checkpoint, tree_judge):
+    """The state broken, then gone; another version's configuration: one line, every file as it was."""
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1"))
+
+    def refused(message):
+        before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+        with pytest.raises(SystemExit) as e:
+            train.main(["--resume", str(run)])
+        assert message in str(e.value) and "\n" not in str(e.value)
+        assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+    (run / "state.pt").write_bytes((run / "state.pt").read_bytes()[:1000])
+    refused(f"cannot resume: {run / 'state.pt'}: ")
+    (run / "state.pt").unlink()
+    refused("state.pt is gone; --out DIR starts another run")
+    for config in ("{", "{}", '{"betas": [0, 0], "colour": 1}'):
+        (run / "config.json").write_text(config)
+        refused("config.json is not the configuration of a run of this version")
 
 
 def test_a_run_is_never_overwritten(tmp_path, checkpoint, tree_judge):
@@ -652,4 +692,4 @@ def test_help_shows_defaults_toy_values_and_sources(capsys):
                  "--clip-high --loss --reward --quorum --malformed --noise --temperature --max-new-tokens "
                  "--max-pixels --lora-rank --lora-alpha --checkpointing --seed --out --resume --eval-every "
                  "--eval-limit").split():
-        assert name + " " in text, name
+        assert name + " " in text or name + "," in text, name
