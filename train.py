@@ -387,10 +387,10 @@ def load_state(run: Path, policy, optimizer) -> int:
         return -1
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-        set_lora_state(policy.model, state["adapter"], file)
-        optimizer.load_state_dict(state["optimizer"])
-    except Exception as e:  # whatever torch makes of a broken file
-        raise ValueError(f"cannot resume: {file}: {first_line(e)}; --out DIR starts another run") from None
+    except Exception:  # whatever torch says to a broken file
+        raise ValueError(f"cannot resume: {file} is broken; --out DIR starts another run") from None
+    set_lora_state(policy.model, state["adapter"], file)
+    optimizer.load_state_dict(state["optimizer"])
     for name, size in state["offsets"].items():
         if RANK == 0 and (run / name).exists():
             os.truncate(run / name, size)

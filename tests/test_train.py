@@ -654,7 +654,7 @@ def test_a_resume_that_cannot_be_loses_nothing(tmp_path, checkpoint, tree_judge)
         assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
     (run / "state.pt").write_bytes((run / "state.pt").read_bytes()[:1000])
-    refused(f"cannot resume: {run / 'state.pt'}: ")
+    refused(f"cannot resume: {run / 'state.pt'} is broken")
     (run / "state.pt").unlink()
     refused("state.pt is gone; --out DIR starts another run")
     for config in ("{", "{}", '{"betas": [0, 0], "colour": 1}'):
