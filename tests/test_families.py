@@ -9,14 +9,12 @@ import tiny
 import torch
 import torch.nn.functional as F
 import trees
-from test_policy import completions
+from test_policy import SIZES, completions, shared_equals_plain
 
 import policy as policies
 import train
 from policy import completion_logprobs, encode
 from rollout import sample
-
-SIZES = [(60, 40), (90, 200), (60, 40)]
 
 
 @pytest.fixture(scope="module", params=families.MODELS)
@@ -76,20 +74,7 @@ def test_logprobs_equal_transformers_own_forward(policy, options):
 
 
 def test_shared_prompt_equals_plain_path_in_value_and_gradient(policy):
-    prompts = encode(policy, tiny.pictures(*SIZES), "what is it?")
-    ids, mask = completions(policy, 6)
-    weights = torch.randn(ids.shape, generator=torch.Generator().manual_seed(2))
-    results = []
-    for options in ({"shared": False}, {}, {"checkpointing": True}, {"shared": False, "checkpointing": True}):
-        policy.model.zero_grad()
-        logprobs = completion_logprobs(policy, prompts, ids, mask, temperature=0.7, **options)
-        (logprobs * weights).sum().backward()
-        grad = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
-        results.append((logprobs.detach(), grad))
-    for logprobs, grad in results[1:]:
-        torch.testing.assert_close(logprobs, results[0][0], atol=1e-5, rtol=1e-5)
-        assert (grad - results[0][1]).norm() <= 1e-5 * results[0][1].norm()
-    assert not policy.model.training
+    shared_equals_plain(policy)
 
 
 def test_adapters_are_in_the_language_model_alone_and_what_stands_for_images_is_banned(policy, folder):

@@ -165,14 +165,14 @@ def test_one_dimensional_positions_would_differ(policy):
     assert (completion_logprobs(policy, prompt, ids, mask) - right).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
-def test_shared_prompt_equals_plain_path_in_value_and_gradient(policy, dtype, tolerance):
-    policy.model.to(dtype)
+def shared_equals_plain(policy, tolerance=1e-5):
+    """Value and gradient of both forms, each with checkpointing and without."""
     prompts = encode(policy, tiny.pictures(*SIZES), "what is it?")
     ids, mask = completions(policy, 12)
-    weights = torch.randn(ids.shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    weights = torch.randn(ids.shape, generator=torch.Generator().manual_seed(2), dtype=policy.model.dtype)
     results = []
-    for options in ({"shared": False}, {}, {"checkpointing": True}, {"shared": False, "checkpointing": True}):
+    for options in ({"shared": False}, {"shared": True}, {"shared": True, "checkpointing": True},
+                    {"shared": False, "checkpointing": True}):
         policy.model.zero_grad()
         logprobs = completion_logprobs(policy, prompts, ids, mask, temperature=0.7, **options)
         (logprobs * weights).sum().backward()
@@ -181,6 +181,13 @@ def test_shared_prompt_equals_plain_path_in_value_and_gradient(policy, dtype, to
     for logprobs, grad in results[1:]:
         torch.testing.assert_close(logprobs, results[0][0], atol=tolerance, rtol=tolerance)
         assert (grad - results[0][1]).norm() <= tolerance * results[0][1].norm()
+    assert not policy.model.training
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+def test_shared_prompt_equals_plain_path_in_value_and_gradient(policy, dtype, tolerance):
+    policy.model.to(dtype)
+    shared_equals_plain(policy, tolerance)
 
 
 def test_a_prompt_is_scored_once_for_all_its_completions(policy):
