@@ -47,7 +47,7 @@ OURS = {"train": "train", "trnid": "train", "trainval": "train", "val": "val", "
 UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation: Image.Transpose
 PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
 TOY_SIZES = {"train": 1000, "val": 200, "test": 300}  # images a domain of the embedded world
-SPLITS = tuple(TOY_SIZES)
+SPLITS = ("train", "val", "test")
 
 
 class BadImage(Exception):
@@ -93,7 +93,7 @@ def load(name: str, split: str = "train", root=None, limit: int | None = None, s
 
     root: the dataset's folder or one above it (default: ./data). limit: a random subset of that many images,
     drawn by `seed` as the release draws it: load("cub", limit=3000) is the paper's training set in its order.
-    protocol: "coop" is CoOp's split for flowers, food and pets, and nothing else for the others.
+    protocol: "official", or "coop": what the paper used, CoOp's split for flowers, food and pets.
     Raises ValueError for an unknown name, split or protocol and for malformed files, FileNotFoundError with
     what to fetch and where to put it.
     """
@@ -157,9 +157,9 @@ def _listed(name: str, split: str, root: Path, protocol: str) -> list[Example]:
         raise FileNotFoundError(f"{name} has no {split} images in {folder} (there are: {there}): {hint}")
     examples, domain = [], name if name in SETS else Path(name).resolve().stem
     for _, path, label in chosen:
-        file = folder / path
-        if name == "pets" and not file.exists():  # the release sorts them into class folders on first use
-            file = folder / path.rsplit("_", 1)[0] / path
+        file, nested = folder / path, folder / path.rsplit("_", 1)[0] / path
+        if name == "pets" and nested.exists():  # the release sorts them into class folders on first use
+            file = nested
         examples.append(Example(f"{Path(name).as_posix()}/{path}", label, domain,
                                 functools.partial(read_image, file)))
     return examples
@@ -204,20 +204,18 @@ def _words(label: str) -> str:
 # ------------------------------------------------------------------------------------------------------------
 # Readers: (publisher's split, path of an image, label) for each image, in the publisher's order
 
-def _lines(file: Path):
-    """(number, line) of those that are neither blank nor a comment."""
+def _lines(file: Path, parse: Callable, expected: str):
+    """What `parse` makes of each line that is neither blank nor a comment."""
     for n, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
         if line.strip() and not line.startswith("#"):
-            yield n, line.strip()
+            try:
+                yield parse(line.strip())
+            except (ValueError, TypeError, LookupError, AttributeError):
+                raise ValueError(f"{file}, line {n}: expected {expected}, got {line[:60]!r}") from None
 
 
 def _fields(file: Path, pattern: str, example: str):
-    """The pattern's groups in every line."""
-    for n, line in _lines(file):
-        match = re.fullmatch(pattern, line)
-        if not match:
-            raise ValueError(f"{file}, line {n}: expected a line like {example!r}, got {line[:60]!r}")
-        yield match.groups()
+    return _lines(file, lambda line: re.fullmatch(pattern, line).groups(), f"a line like {example!r}")
 
 
 def _csv(file: Path, *columns: str):
@@ -233,10 +231,11 @@ def _json(file: Path) -> dict:
 
 
 def _cub(folder: Path):
-    classes, paths, labels, is_train = (dict(_fields(folder / f"{file}.txt", r"(\d+) (.+)", "12 value"))
-                                        for file in ("classes", "images", "image_class_labels",
-                                                     "train_test_split"))
-    for number, path in paths.items():
+    def column(file):
+        return dict(_fields(folder / file, r"(\d+) (.+)", "12 value"))
+    classes, labels = column("classes.txt"), column("image_class_labels.txt")
+    is_train = column("train_test_split.txt")
+    for number, path in column("images.txt").items():
         split = "train" if is_train[number] == "1" else "test"
         yield split, path, classes[labels[number]].split(".", 1)[-1]  # 001.Black_footed_Albatross
 
@@ -302,28 +301,26 @@ def _class_folders(folder: Path):
     """SPLIT/CLASS/IMAGE; or CLASS/IMAGE, split by a hash of the path. Hidden files and others are skipped."""
     split_first = any(f.name.lower() in OURS for f in folder.iterdir() if f.is_dir())
     for file in sorted(Path(f) for f in glob.glob("**/*", root_dir=folder, recursive=True)):
-        split, *inner = file.parts if split_first else (_hashed(file.as_posix()), *file.parts)
-        if len(inner) > 1 and file.suffix.lower() in PICTURES and split.lower() in OURS:
-            yield OURS[split.lower()], file.as_posix(), _words(inner[0])
+        parts = file.parts if split_first else (_hashed(file.as_posix()), *file.parts)
+        split = OURS.get(parts[0].lower())
+        if split and len(parts) > 2 and file.suffix.lower() in PICTURES:
+            yield split, file.as_posix(), _words(parts[1])
 
 
 def _jsonl(file: Path):
-    for n, line in _lines(file):
-        try:
-            row = json.loads(line)
-            path, label = Path(row["image"]).as_posix(), row["label"].strip()
-            split = OURS[row.get("split") or _hashed(path)]
-        except (ValueError, TypeError, LookupError, AttributeError):
-            label = ""
+    def parse(line):
+        row = json.loads(line)
+        path, label = Path(row["image"]).as_posix(), row["label"].strip()
         if not label:
-            raise ValueError(f'{file}, line {n}: expected {{"image": path, "label": name}} and, if wanted, '
-                             f'"split": train, val or test, got {line[:60]!r}')
-        yield split, path, label
+            raise ValueError("no label")
+        return OURS[row.get("split") or _hashed(path)], path, label
+    return _lines(file, parse, '{"image": path, "label": name} and, if wanted, "split": train, val or test')
 
 
 def _hashed(path: str) -> str:
     """70 % train, 10 % val, 20 % test; an image keeps its place whatever else is added."""
-    return ("test", "test", "val", *["train"] * 7)[int(hashlib.sha256(path.encode()).hexdigest(), 16) % 10]
+    place = int(hashlib.sha256(path.encode()).hexdigest(), 16) % 10
+    return "test" if place < 2 else "val" if place < 3 else "train"
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -387,9 +384,9 @@ def download(name: str, root=None) -> None:
 def fetch(url: str, file: Path, md5: str | None = None) -> None:
     """Into FILE.part, where a broken transfer goes on; FILE once size and MD5 are right. Raises OSError."""
     part = file.with_name(file.name + ".part")
-    start = part.stat().st_size if part.exists() else 0
     if file.exists():
         return
+    start = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0", "Range": f"bytes={start}-"})
     try:
         with urllib.request.urlopen(request, timeout=60) as reply:
@@ -506,8 +503,8 @@ def sheet(examples: list[Example], columns: int = 6, width: int = 200, height: i
             image = example.image()
         except BadImage:
             image, label = Image.new("RGB", (width, height), "#ddd"), f"unreadable: {label}"
-        drawing = max(image.size) < 100  # enlarged by whole pixels
-        page.paste(ImageOps.pad(image, (width, height), Image.Resampling(not drawing), "white"), (x, y))
+        method = Image.Resampling.LANCZOS if max(image.size) > 99 else Image.Resampling.NEAREST  # drawings
+        page.paste(ImageOps.pad(image, (width, height), method, "white"), (x, y))
         while font.getlength(label) > width:
             label = label[:-2] + "…"
         ImageDraw.Draw(page).text((x + width // 2, y + height + 8), label, "#222", font, "ma")
@@ -548,9 +545,9 @@ def show(args) -> None:
     for split, each in counts.items():
         least, most = min(each.values()), max(each.values())
         print(f"{split:6}{each.total():7} images{len(each):5} classes of {least} to {most}")
-    if "train" in sets and set(sets.get("val", ())) <= set(sets["train"]):
-        sets.pop("val", None)  # not decoded twice
-        print("where no val is published, it is what the official subset leaves of train")
+    if "val" in sets and set(sets["val"]) <= set(sets.get("train", ())):
+        del sets["val"]  # not decoded twice
+        print("no val is published: it is what the official subset leaves of train")
     classes = (f"{label} {'/'.join(str(each[label]) for each in counts.values())}"
                for label in sorted(set().union(*counts.values())))
     print(*missing, textwrap.fill(f"{'/'.join(counts)}: {', '.join(classes)}", 110), sep="\n")
