@@ -547,10 +547,11 @@ def show(args) -> None:
         print(f"{split:6}{each.total():7} images{len(each):5} classes of {least} to {most}")
     if "val" in sets and set(sets["val"]) <= set(sets.get("train", ())):
         del sets["val"]  # not decoded twice
-        print("no val is published: it is what the official subset leaves of train")
+        print("val, as none is published: what the official subset leaves of train")
     classes = (f"{label} {'/'.join(str(each[label]) for each in counts.values())}"
                for label in sorted(set().union(*counts.values())))
-    print(*missing, textwrap.fill(f"{'/'.join(counts)}: {', '.join(classes)}", 110), sep="\n")
+    table = f"images of each class ({'/'.join(counts)}): {', '.join(classes)}"
+    print(*missing, textwrap.fill(table, 110), sep="\n")
     first, examples = next(iter(sets.items()))
     print(f"some of {first}:", *(f"  {e.id}: {e.label}" for e in spread(examples, 10)), sep="\n")
     picture = Path(args.sheet or f"runs/{Path(args.data).resolve().stem}-{first}.png")

@@ -49,7 +49,7 @@ def test_it_names_the_unreadable_and_counts_the_kinds_of_others(tmp_path, monkey
         assert f"  {line}" in out
     out = run(monkeypatch, capsys, "--data", "pets", "--root", tmp_path, "--limit", "3", "--sheet",
               tmp_path / "s.png")
-    assert out.count(": 3 read") == 2 and "no val is published: it is what the official subset leaves" in out
+    assert out.count(": 3 read") == 2 and "none is published: what the official subset leaves of train" in out
     for number in range(60):
         trees.picture(tmp_path / f"mine/train/x/{number}.png")
         (tmp_path / f"mine/train/x/{number}.png").write_bytes(b"")
