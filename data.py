@@ -87,12 +87,13 @@ def read_image(path) -> Image.Image:
         raise BadImage(f"cannot read the image {path}: {reason}") from None
 
 
-def load(name: str, split: str = "train", root=None, limit: int | None = None, seed: int = 42,
-         protocol: str = "official") -> list[Example]:
+def load(name: str, split: str = "train", root=None, limit: int | None = None,
+         seed: int | random.Random = 42, protocol: str = "official") -> list[Example]:
     """The examples of one split: "train", "val", "test", or the publisher's own name for one ("trainval").
 
     root: the dataset's folder or one above it (default: ./data). limit: a random subset of that many images,
-    drawn by `seed` as the release draws it: load("cub", limit=3000) is the paper's training set in its order.
+    drawn by `seed` as the release draws it: load("cub", limit=3000) is the paper's training set in its order;
+    a mixed set's parts are drawn one after the other from one random.Random(42).
     protocol: "official", or "coop": what the paper used, CoOp's split for flowers, food and pets.
     Raises ValueError for an unknown name, split or protocol and for malformed files, FileNotFoundError with
     what to fetch and where to put it.
@@ -113,9 +114,10 @@ def load(name: str, split: str = "train", root=None, limit: int | None = None, s
     return examples if limit is None or limit >= len(examples) else _subset(examples, limit, seed)
 
 
-def _subset(examples: list, k: int, seed: int) -> list:
+def _subset(examples: list, k: int, seed: int | random.Random) -> list:
     """random.sample over the indices, in sampled order: with seed 42 the release's own choice."""
-    return [examples[i] for i in random.Random(seed).sample(range(len(examples)), k)]
+    rng = seed if isinstance(seed, random.Random) else random.Random(seed)
+    return [examples[i] for i in rng.sample(range(len(examples)), k)]
 
 
 def spread(examples: list, limit: int) -> list:
