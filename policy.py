@@ -1,4 +1,4 @@
-"""The policy: a Qwen2.5-VL checkpoint with hand-written LoRA, and the log-probs of its completions.
+"""The policy: a vision-language checkpoint with LoRA (lora.py), and the log-probs of its completions.
 
 As a library: `policy = load("Qwen/Qwen2.5-VL-7B-Instruct")`, then `encode`, `completion_logprobs`,
 `adapters_off`, `save_adapter`. The reference model of the KL is the same weights with the adapters off: no
@@ -9,140 +9,84 @@ values, in rollout (rollout.py) and, with gradient, in training (`completion_log
 short answers the prompt is most of the tokens.
 
 Where this departs from the usual stack:
-1. No peft: LoRA is the forty lines below, and is saved under PEFT's file and key names.
-2. No torchvision: images are always prepared by the PIL image processor, so numbers don't depend on what
+1. No torchvision: images are always prepared by the PIL image processor, so numbers don't depend on what
    happens to be installed. (AutoProcessor without torchvision silently returns the tokenizer alone.)
-3. Nothing of the checkpoint's generation_config is kept but its EOS ids.
+2. Nothing of the checkpoint's generation_config is kept but its EOS ids.
+3. Beside the paper's Qwen2.5-VL and InternVL: Qwen2-VL, Qwen3-VL and Idefics3, from checkpoints in Hugging
+   Face's own format (FAMILIES; another family is a row there if its decoder takes embeddings).
 """
 
 import json
 import math
 import re
-from contextlib import contextmanager
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
+from transformers.models.internvl.processing_internvl import InternVLProcessor
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
+from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
 from grpo import chunked_logprobs
-
-# ------------------------------------------------------------------------------------------------------------
-# LoRA
-
-
-class LoRALinear(nn.Module):
-    """A frozen linear layer plus (alpha / rank) * B A x. Float32 master weights on a base of any dtype: they
-    are cast to the activations' dtype in forward (a float32 product would double what autograd keeps)."""
-
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator):
-        super().__init__()
-        self.base, self.scale, self.enabled = base, alpha / rank, True
-        bound = 1 / math.sqrt(base.in_features)  # as peft's kaiming_uniform; B = 0: nothing changes yet
-        a = torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator)
-        self.lora_A = nn.Parameter(a.to(base.weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
-        if not self.enabled:
-            return y
-        low = F.linear(x, self.lora_A.to(x.dtype)).flatten(0, -2)  # (tokens, rank)
-        return torch.addmm(y.flatten(0, -2), low, self.lora_B.to(x.dtype).t(), alpha=self.scale).view_as(y)
-
-
-def add_lora(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> None:
-    """Freezes the model and puts a LoRALinear in the place of every nn.Linear under its language decoder:
-    never in the vision tower, never on lm_head (an adapter there would train the vocabulary)."""
-    if rank < 1:
-        raise ValueError(f"the LoRA rank must be at least 1, got {rank}")
-    model.requires_grad_(False)
-    generator = torch.Generator().manual_seed(seed)
-    decoder = model.get_decoder()
-    for name, module in list(decoder.named_modules()):
-        if isinstance(module, nn.Linear):
-            parent, _, child = name.rpartition(".")
-            setattr(decoder.get_submodule(parent), child, LoRALinear(module, rank, alpha, generator))
-
-
-def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """Module path -> LoRALinear, in model order."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
-
-
-def lora_state(model: nn.Module) -> dict[str, Tensor]:
-    """The adapter's tensors under PEFT's key names, float32."""
-    state = {}
-    for name, layer in lora_layers(model).items():
-        state[f"base_model.model.{name}.lora_A.weight"] = layer.lora_A
-        state[f"base_model.model.{name}.lora_B.weight"] = layer.lora_B
-    return state
-
-
-@contextmanager
-def adapters_off(model: nn.Module):
-    """Inside, the model is the reference: bit for bit the frozen base."""
-    layers = lora_layers(model).values()
-    for layer in layers:
-        layer.enabled = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enabled = True
-
-
-def save_adapter(model: nn.Module, folder, base_name: str = "") -> None:
-    """adapter_model.safetensors and adapter_config.json as PEFT writes and reads them. The targets go in as a
-    regex: a plain list of names would also match layers of the vision tower."""
-    folder, layers = Path(folder), lora_layers(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    decoder = next(n for n, m in model.named_modules() if m is model.get_decoder())
-    targets, first = sorted({name.rsplit(".", 1)[-1] for name in layers}), next(iter(layers.values()))
-    rank = first.lora_A.shape[0]
-    config = {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": base_name, "r": rank,
-              "lora_alpha": round(first.scale * rank, 6), "lora_dropout": 0.0, "bias": "none",
-              "target_modules": rf"{re.escape(decoder)}\..*\.({'|'.join(targets)})",
-              "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True, "use_rslora": False}
-    state = {k: v.detach().cpu().contiguous() for k, v in lora_state(model).items()}
-    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def set_lora_state(model: nn.Module, state: dict[str, Tensor], source="the adapter") -> None:
-    """Copies an adapter's tensors into the model's LoRA layers. Raises ValueError unless keys and shapes are
-    exactly the model's: a key that matches nothing would otherwise load as a silent no-op."""
-    own = lora_state(model)
-    odd = sorted(own.keys() ^ state.keys())
-    if odd:
-        raise ValueError(f"{source} does not fit this model: {len(odd)} keys differ, the first is {odd[0]}")
-    for key, value in own.items():
-        if value.shape != state[key].shape:
-            raise ValueError(f"{source} does not fit this model: {key} is {tuple(state[key].shape)}, "
-                             f"the model's {tuple(value.shape)}")
-        value.data.copy_(state[key])
-
+from lora import (LoRALinear, add_lora, adapters_off, load_adapter, lora_layers,  # noqa: F401
+                  lora_state, save_adapter, set_lora_state)  # whoever has a policy finds its adapters here
 
 # ------------------------------------------------------------------------------------------------------------
 # Loading
 
 
-class ImageProcessor(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor without its video side, which alone needs torchvision."""
+FAMILIES = {  # a config's model_type: its image processor on PIL, its chat processor
+    "qwen2_vl": (Qwen2VLImageProcessorPil, Qwen2VLProcessor),
+    "qwen2_5_vl": (Qwen2VLImageProcessorPil, Qwen2_5_VLProcessor),
+    "qwen3_vl": (Qwen2VLImageProcessorPil, Qwen3VLProcessor),
+    "internvl": (GotOcr2ImageProcessorPil, InternVLProcessor),
+    "idefics3": (Idefics3ImageProcessorPil, Idefics3Processor),
+}
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
-        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        self.video_token_id = tokenizer.convert_tokens_to_ids(self.video_token)
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+def make_processor(config, images, tokenizer, chat_template: str) -> ProcessorMixin:
+    """The family's processor of chats with images, without its video side, which alone needs torchvision."""
+    class ImageOnly(FAMILIES[config.model_type][1]):
+        def check_argument_for_proper_class(self, name, value):
+            return None if name == "video_processor" else super().check_argument_for_proper_class(name, value)
+
+    processor = ImageOnly(image_processor=images, tokenizer=tokenizer, chat_template=chat_template)
+    vision = config.vision_config  # two families must be told into how many tokens a tile goes
+    if config.model_type == "internvl":
+        processor.image_seq_length = config.image_seq_length
+    if config.model_type == "idefics3":
+        processor.image_seq_len = (vision.image_size // vision.patch_size // config.scale_factor) ** 2
+    return processor
+
+
+def _limit_pixels(images, max_pixels: int) -> None:
+    """No image goes to the model with more pixels than that; a family of tiles takes as many whole ones (the
+    small picture of the whole that goes with several comes on top)."""
+    tile = images.size.get("height") or getattr(images, "max_image_size", {}).get("longest_edge")
+    smallest = tile ** 2 if tile else (images.patch_size * images.merge_size) ** 2
+    if max_pixels < smallest:
+        raise ValueError(f"max pixels must be at least one image {'tile' if tile else 'token'}, {smallest}, "
+                         f"got {max_pixels}")
+    if not tile:  # by hand: older checkpoints say min_pixels/max_pixels, newer ones size
+        images.size = {"shortest_edge": min(images.size["shortest_edge"], max_pixels),
+                       "longest_edge": max_pixels}
+    elif "longest_edge" in images.size:
+        edge = tile * math.isqrt(max_pixels // smallest)
+        images.size = {"longest_edge": min(images.size["longest_edge"], edge)}
+    else:
+        images.max_patches = min(images.max_patches, max_pixels // smallest)
 
 
 @dataclass
@@ -155,6 +99,7 @@ class Policy:
     eos_ids: list[int]
     pad_id: int
     name: str = ""
+    shared: bool = True  # completions are scored on top of their prompt's keys and values
 
     @property
     def tokenizer(self):
@@ -167,45 +112,35 @@ class Policy:
 
 def load(name: str, rank: int | None = None, alpha: float = 32, adapter=None, device="cpu",
          dtype=torch.float32, max_pixels: int | None = None, seed: int = 0) -> Policy:
-    """A Qwen2.5-VL checkpoint from a folder or the hub, frozen, in eval mode (there is no dropout to want).
+    """A checkpoint of one of FAMILIES from a folder or the hub, frozen, in eval mode (there is no dropout to
+    want).
 
     rank: LoRA rank, None = no adapter; alpha: its scale is alpha / rank (official: 64 / 32). adapter: a
     folder in PEFT's format to load, whose own rank and alpha then count. max_pixels: larger images are scaled
-    down to it. Raises ValueError or OSError, in one line, for what is no Qwen2.5-VL checkpoint or no fitting
+    down to it. Raises ValueError or OSError, in one line, for what is no such checkpoint or no fitting
     adapter.
     """
     name = str(name)
     try:
-        family = AutoConfig.from_pretrained(name).model_type
+        config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as e:
         raise OSError(f"no model at {name!r}: neither a folder with a config.json nor a name the hub gives "
                       f"({str(e).splitlines()[0]})") from None
-    if family != "qwen2_5_vl":
-        raise ValueError(f"{name} is a {family} model: only Qwen2.5-VL checkpoints (qwen2_5_vl) so far")
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"{name} is a {config.model_type} model: choose a checkpoint of "
+                         + ", ".join(FAMILIES))
     try:
-        model = Qwen2_5_VLForConditionalGeneration.from_pretrained(name, dtype=dtype,
-                                                                   attn_implementation="sdpa")
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
         tokenizer = AutoTokenizer.from_pretrained(name)
-        images = Qwen2VLImageProcessorPil.from_pretrained(name)
+        images = FAMILIES[config.model_type][0].from_pretrained(name)
     except (OSError, ValueError) as e:
         raise OSError(f"the checkpoint {name!r} is not complete: {str(e).splitlines()[0]}") from None
-    processor = ImageProcessor(images, tokenizer, chat_template=_chat_template(name, tokenizer))
-    policy = from_parts(model.to(device), processor, name=name)
     if max_pixels is not None:
-        smallest = (images.patch_size * images.merge_size) ** 2
-        if max_pixels < smallest:
-            raise ValueError(f"max pixels must be at least one image token, {smallest}, got {max_pixels}")
-        # set by hand: older checkpoints say min_pixels/max_pixels, newer ones size
-        images.size = {"shortest_edge": min(images.size["shortest_edge"], max_pixels),
-                       "longest_edge": max_pixels}
+        _limit_pixels(images, max_pixels)
+    processor = make_processor(config, images, tokenizer, _chat_template(name, tokenizer))
+    policy = from_parts(model.to(device), processor, name=name)
     if adapter is not None:
-        config_file = Path(adapter) / "adapter_config.json"
-        if not config_file.is_file():
-            raise OSError(f"no adapter in {adapter}: there is no adapter_config.json")
-        config = json.loads(config_file.read_text())
-        add_lora(model, config["r"], config["lora_alpha"], seed)
-        state = load_file(Path(adapter) / "adapter_model.safetensors")
-        set_lora_state(model, state, f"the adapter {adapter}")
+        load_adapter(model, adapter)
     elif rank is not None:
         add_lora(model, rank, alpha, seed)
     return policy
@@ -236,7 +171,8 @@ def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> P
         raise ValueError(f"the chat template of {name!r} has no place for an image")
     eos = model.generation_config.eos_token_id
     eos = [eos] if isinstance(eos, int) else eos or []
-    eos_ids = list(dict.fromkeys(i for i in [*eos, tokenizer.eos_token_id] if i is not None))
+    eos_ids = list(dict.fromkeys(i for i in [*eos, tokenizer.eos_token_id, _turn_end(processor)]
+                                 if i is not None))
     if not eos_ids:
         raise ValueError(f"the checkpoint {name!r} names no end-of-sequence token")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
@@ -251,9 +187,25 @@ def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> P
     special = [v for k, v in config.to_dict().items() if re.search(r"(image|video|vision).*token_id$", k)]
     vision = re.compile(r"<\|(image|video|vision)_\w+\|>")
     special += [i for t, i in tokenizer.get_vocab().items() if vision.fullmatch(t)]
+    special += [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
     banned[[i for i in {*special, *tokenizer.all_special_ids} if i is not None and i < size]] = True
     banned[eos_ids] = False
-    return Policy(model, processor, banned.to(model.device), eos_ids, pad_id, name)
+    # A window of attention that slides ends inside the prompt for some tokens of a completion.
+    shared = getattr(config.get_text_config(), "sliding_window", None) is None
+    if not shared:
+        print(f"{name or 'this model'} has sliding-window attention: its completions are scored by the plain "
+              "path, each behind its own copy of the prompt, which takes several times as long",
+              file=sys.stderr)
+    return Policy(model, processor, banned.to(model.device), eos_ids, pad_id, name, shared)
+
+
+def _turn_end(processor: ProcessorMixin) -> int | None:
+    """The control token that the chat template puts behind the model's turn (Idefics3's is no EOS)."""
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]},
+             {"role": "assistant", "content": [{"type": "text", "text": "mallard"}]}]
+    after = processor.apply_chat_template(turns, tokenize=False).rpartition("mallard")[2]
+    ids = processor.tokenizer(after, add_special_tokens=False)["input_ids"]
+    return ids[0] if ids and ids[0] in processor.tokenizer.added_tokens_decoder else None
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -263,11 +215,13 @@ def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> P
 @dataclass
 class Prompt:
     """ids (P,) token ids with the image's tokens expanded; embeds (P, H) with the image's features in place;
-    positions (3, P) multimodal rotary positions; start: the position of the first completion token."""
+    positions (3, P) multimodal rotary positions, (1, P) in a family that counts plainly; start: the position
+    of the first completion token; deep (D, P, H): what Qwen3-VL adds behind each of the first D layers."""
     ids: Tensor
     embeds: Tensor
     positions: Tensor
     start: int
+    deep: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -286,22 +240,57 @@ def encode(policy: Policy, images: list, question: str) -> list[Prompt]:
     (an aspect ratio above 200)."""
     model, core = policy.model, policy.model.model
     text = _ask(policy.processor, question)
-    batches = [policy.processor(text=[text], images=[image], return_tensors="pt").to(policy.device)
+    bos = policy.tokenizer.bos_token  # some templates write it themselves: not twice
+    batches = [policy.processor(text=[text], images=[image], return_tensors="pt",
+                                add_special_tokens=not (bos and text.startswith(bos))).to(policy.device)
                for image in images]
+    prompts = []
+    for batch, (features, deep) in zip(batches, _features(core, batches)):
+        ids = batch["input_ids"]
+        where = (ids == model.config.image_token_id).unsqueeze(-1)
+        embeds = model.get_input_embeddings()(ids)
+        embeds = embeds.masked_scatter(where, features.to(embeds.dtype))
+        if deep is not None:
+            still = torch.zeros_like(embeds)
+            deep = torch.cat([still.masked_scatter(where, d.to(embeds.dtype)) for d in deep])
+        positions, start = torch.arange(ids.shape[1], device=ids.device)[None, None], ids.shape[1]
+        if hasattr(core, "get_rope_index"):
+            # Without mm_token_type_ids the positions would silently be one-dimensional.
+            positions, delta = core.get_rope_index(ids, mm_token_type_ids=batch["mm_token_type_ids"],
+                                                   image_grid_thw=batch["image_grid_thw"])
+            start += int(delta)
+        prompts.append(Prompt(ids[0], embeds[0], positions[:, 0], start, deep))
+    return prompts
+
+
+def _features(core: nn.Module, batches: list) -> list[tuple]:
+    """Each image's features (its tokens, H), and (D, its tokens, H) for deeper layers or None."""
+    if "image_grid_thw" not in batches[0]:  # images of different numbers of tiles: one by one
+        vision = [{k: b[k] for k in ("pixel_values", "pixel_attention_mask") if k in b} for b in batches]
+        return [(core.get_image_features(**v).pooler_output.flatten(0, 1), None) for v in vision]
     # One call for all images; each image's patches stay with its own grid row.
     grids = torch.cat([b["image_grid_thw"] for b in batches])
-    features = core.get_image_features(torch.cat([b["pixel_values"] for b in batches]), grids).pooler_output
-    prompts = []
-    for batch, grid, feature in zip(batches, grids, features):
-        ids = batch["input_ids"]
-        embeds = model.get_input_embeddings()(ids)
-        where = (ids == model.config.image_token_id).unsqueeze(-1)
-        embeds = embeds.masked_scatter(where, feature.to(embeds.dtype))
-        # Without mm_token_type_ids the positions would silently be one-dimensional.
-        positions, delta = core.get_rope_index(ids, mm_token_type_ids=batch["mm_token_type_ids"],
-                                               image_grid_thw=grid[None])
-        prompts.append(Prompt(ids[0], embeds[0], positions[:, 0], ids.shape[1] + int(delta)))
-    return prompts
+    seen = core.get_image_features(torch.cat([b["pixel_values"] for b in batches]), grids)
+    features, deep = seen.pooler_output, getattr(seen, "deepstack_features", None)
+    if not deep:
+        return [(f, None) for f in features]
+    return list(zip(features, torch.stack(deep).split([len(f) for f in features], dim=1)))
+
+
+def decoder_inputs(prompts: list[Prompt], end: int | None = None) -> dict:
+    """What the language decoder takes for the first `end` tokens of B prompts of one length."""
+    inputs = {"inputs_embeds": torch.stack([p.embeds[:end] for p in prompts]),
+              "position_ids": _axes(torch.stack([p.positions[:, :end] for p in prompts], dim=1))}
+    if prompts[0].deep is not None:  # zeros where there is no image: added everywhere, they change nothing
+        deep = torch.stack([p.deep[:, :end] for p in prompts], dim=1)
+        inputs["visual_pos_masks"] = torch.ones(deep.shape[1:3], dtype=torch.bool, device=deep.device)
+        inputs["deepstack_visual_embeds"] = list(deep.flatten(1, 2))
+    return inputs
+
+
+def _axes(positions: Tensor) -> Tensor:
+    """(3, R, L) as a multimodal decoder takes positions, (R, L) as a plain one."""
+    return positions if len(positions) > 1 else positions[0]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -309,15 +298,17 @@ def encode(policy: Policy, images: list, question: str) -> list[Prompt]:
 
 
 def completion_logprobs(policy: Policy, prompts: list[Prompt], completions: Tensor, mask: Tensor,
-                        temperature: float = 1.0, checkpointing: bool = False, shared: bool = True) -> Tensor:
+                        temperature: float = 1.0, checkpointing: bool = False,
+                        shared: bool | None = None) -> Tensor:
     """Log-probability of every completion token under the distribution it was sampled from.
 
     prompts: B; completions, mask: (R, T) with R = B * N, the N rows of a prompt together. Returns (R, T)
     float32 with gradient to the adapters, 0 outside the mask. Prompts of one length go through together,
     others apart: no prompt is ever padded. checkpointing: each layer is made again in backward. shared=False:
     the plain path, every completion behind its own copy of the prompt; same numbers, several times the
-    tokens.
+    tokens. None: as the policy can.
     """
+    shared = policy.shared if shared is None else shared
     n, width = len(completions) // len(prompts), completions.shape[1]
     used = max(2, int(mask.sum(1).max()))  # trailing padding costs nothing; one token alone has no input
     completions = F.pad(completions, (0, max(0, used - width)), value=policy.pad_id)[:, :used]
@@ -330,8 +321,8 @@ def completion_logprobs(policy: Policy, prompts: list[Prompt], completions: Tens
         rows = torch.tensor([i * n + j for i in members for j in range(n)], device=completions.device)
         run = _shared_hidden if shared else _plain_hidden
         hidden = run(policy, [prompts[i] for i in members], completions[rows], checkpointing)
-        parts.append(chunked_logprobs(hidden, policy.model.lm_head.weight, targets[rows], temperature,
-                                      policy.banned))
+        head = policy.model.get_output_embeddings().weight
+        parts.append(chunked_logprobs(hidden, head, targets[rows], temperature, policy.banned))
         order.append(rows)
     logprobs = torch.cat(parts)[torch.cat(order).argsort()]
     logprobs = torch.where(mask, logprobs, 0.0)
@@ -354,9 +345,9 @@ class _SharedKV:
 
 
 def _start_positions(prompts: list[Prompt], n: int, length: int, device) -> Tensor:
-    """(3, R, length) rotary positions of completion tokens: text, so all three axes count alike."""
+    """(3 or 1, R, length) rotary positions of completion tokens: text, so all axes count alike."""
     start = torch.tensor([p.start for p in prompts], device=device).repeat_interleave(n)
-    return (start[:, None] + torch.arange(length, device=device)).expand(3, -1, -1)
+    return (start[:, None] + torch.arange(length, device=device)).expand(len(prompts[0].positions), -1, -1)
 
 
 def _shared_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, checkpointing: bool) -> Tensor:
@@ -367,8 +358,9 @@ def _shared_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, c
     x = torch.stack([p.embeds for p in prompts])               # (B, P, H)
     y = decoder.embed_tokens(completions[:, :-1])              # (R, T-1, H): the last token predicts nothing
     p_len, c_len = x.shape[1], y.shape[1]
-    rope_x = decoder.rotary_emb(x, torch.stack([p.positions for p in prompts], dim=1))
-    rope_y = decoder.rotary_emb(y, _start_positions(prompts, n, c_len, y.device))
+    rope_x = decoder.rotary_emb(x, _axes(torch.stack([p.positions for p in prompts], dim=1)))
+    rope_y = decoder.rotary_emb(y, _axes(_start_positions(prompts, n, c_len, y.device)))
+    deep = [torch.stack(layer) for layer in zip(*(p.deep for p in prompts if p.deep is not None))]
     # A completion sees its whole prompt and its own past; padding is on the right, where no real token looks.
     sees = torch.ones(c_len, p_len + c_len, dtype=torch.bool, device=y.device).tril(p_len)[None, None]
 
@@ -377,23 +369,26 @@ def _shared_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, c
         x = layer(x, position_embeddings=rope_x, past_key_values=cache)  # no mask: sdpa's own causal one
         return x, layer(y, attention_mask=sees, position_embeddings=rope_y, past_key_values=cache)
 
-    for layer in decoder.layers:
+    for i, layer in enumerate(decoder.layers):
         x, y = checkpoint(both, layer, x, y, use_reentrant=False) if checkpointing else both(layer, x, y)
+        x = x + deep[i] if i < len(deep) else x
     last = decoder.norm(x[:, -1:]).repeat_interleave(n, dim=0)  # predicts each completion's first token
     return torch.cat([last, decoder.norm(y)], dim=1)
 
 
 def _plain_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, checkpointing: bool) -> Tensor:
-    """The same from full sequences, prompt repeated for every row."""
+    """The same by transformers' own forward of the full sequences, prompt repeated for every row."""
     decoder = policy.model.get_decoder()
-    n = len(completions) // len(prompts)
-    embeds = torch.stack([p.embeds for p in prompts]).repeat_interleave(n, dim=0)
-    positions = torch.stack([p.positions for p in prompts], dim=1).repeat_interleave(n, dim=1)
+    n, length = len(completions) // len(prompts), len(prompts[0])
     tail = decoder.embed_tokens(completions[:, :-1])
-    tail_positions = _start_positions(prompts, n, tail.shape[1], tail.device)
-    x = torch.cat([embeds, tail], dim=1)
-    rope = decoder.rotary_emb(x, torch.cat([positions, tail_positions], dim=2))
-    for layer in decoder.layers:
-        run = lambda x, layer=layer: layer(x, position_embeddings=rope)
-        x = checkpoint(run, x, use_reentrant=False) if checkpointing else run(x)
-    return decoder.norm(x)[:, embeds.shape[1] - 1:]
+    places = _start_positions(prompts, n, tail.shape[1], tail.device)
+    each = [prompt for prompt in prompts for _ in range(n)]
+    whole = [Prompt(p.ids, torch.cat([p.embeds, t]), torch.cat([p.positions, places[:, r]], dim=1), p.start,
+                    None if p.deep is None else F.pad(p.deep, (0, 0, 0, len(t))))
+             for r, (p, t) in enumerate(zip(each, tail))]
+    if checkpointing:  # transformers' own, which works in train mode alone
+        decoder.gradient_checkpointing_enable({"use_reentrant": False})
+    decoder.train(checkpointing)
+    hidden = decoder(**decoder_inputs(whole), use_cache=False).last_hidden_state
+    decoder.eval()
+    return hidden[:, length - 1:]

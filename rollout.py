@@ -27,7 +27,7 @@ from transformers import (DynamicCache, LogitsProcessor, LogitsProcessorList, St
                           StoppingCriteriaList)
 from transformers.cache_utils import DynamicLayer
 
-from policy import Policy, Prompt, encode
+from policy import Policy, Prompt, decoder_inputs, encode
 
 DROP = 1 / 8  # share of the rows that must have ended before the others go on without them
 
@@ -174,8 +174,8 @@ def stack(groups: list, pad_id: int) -> list[Tensor]:
 
 
 class _Layer(DynamicLayer):
-    """A cache layer with room kept ahead, in which rows are dropped in place: the parent copies everything for
-    every token."""
+    """A cache layer with room kept ahead, in which rows are dropped in place: the parent copies everything
+    for every token."""
     room = None  # (2, rows, heads, capacity, dim): keys and values
 
     def update(self, keys, values, *args, **kwargs):
@@ -225,9 +225,7 @@ def _decode(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, temp
     cache = DynamicCache(config=model.config.get_text_config())
     cache.layers = [_Layer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     # All but the last prompt token: generate must be given one to go on from, or it feeds the prompt again.
-    model.get_decoder()(inputs_embeds=torch.stack([p.embeds[:-1] for p in once]), use_cache=True,
-                        position_ids=torch.stack([p.positions[:, :-1] for p in once], dim=1),
-                        past_key_values=cache)
+    model.get_decoder()(**decoder_inputs(once, -1), use_cache=True, past_key_values=cache)
     cache.batch_select_indices(torch.tensor(fresh, device=policy.device).cumsum(0) - 1)
     ids = torch.stack([p.ids for p in prompts])
     # The offset from which the model derives the positions that come after an image.

@@ -416,8 +416,9 @@ def load_data(config: Config) -> tuple[list, dict[str, list], dict[str, list]]:
     """Training examples, and validation and test sets by name. Nothing is chosen on test: validation images
     are training images that the run doesn't use. The embedded world is tested on all its domains."""
     names = config.data.split(",")
-    examples = [e for name in names for e in data.load(name, "train", config.root, config.limit,
-                                                                protocol=config.protocol)]
+    rng = random.Random(42)  # one for a mixed set's parts, as in the release
+    examples = [e for name in names
+                for e in data.load(name, "train", config.root, config.limit, rng, config.protocol)]
     if len(examples) < config.images_per_step:
         raise ValueError(f"{len(examples)} training images are fewer than a step's {config.images_per_step}: "
                          "lower --images-per-step or raise --limit")

@@ -197,8 +197,8 @@ def trl(tokens: int, steps: int = 6) -> dict:
 
 
 def dropping(count: int) -> dict:
-    """Rollouts of `count` images alone, their lengths spread evenly over 50 .. 150: ended rows dropped; run to
-    the end; and run to the end on transformers' own cache, as `generate` does by itself."""
+    """Rollouts of `count` images alone, their lengths spread evenly over 50 .. 150: ended rows dropped; run
+    to the end; and run to the end on transformers' own cache, as `generate` does by itself."""
     policy, images = build(), tiny.pictures(*[(SIDE, SIDE)] * count)
     decode, eos, found = rollout._decode, policy.eos_ids[0], {}
 

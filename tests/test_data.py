@@ -4,6 +4,7 @@ import pytest
 import trees
 
 import data
+import train
 
 
 def test_cub_reads_labels_splits_and_order(tmp_path):
@@ -36,6 +37,18 @@ def test_limit_is_the_releases_subset_whatever_else_is_seeded(tmp_path):
     assert data.load("cub", root=folder, limit=99) == everything
 
 
+def test_a_mixed_sets_parts_come_from_one_stream(tmp_path):
+    """500 each of cub, food, flowers, pets, aircraft and cars start like this in the release."""
+    rng, sizes = random.Random(42), (5994, 50500, 4093, 2944, 3334, 8144)
+    assert [data._subset(range(n), 500, rng)[0] for n in sizes] == [5238, 7104, 2329, 1208, 3228, 2377]
+    folder, rng = trees.cub(tmp_path), random.Random(42)
+    rng.sample(range(12), 5)
+    second = data.load("cub", root=folder, limit=5, seed=rng)
+    assert second != data.load("cub", root=folder, limit=5)
+    example = train.load_data(train.Config(data="cub,cub", root=str(folder), limit=5, images_per_step=1))[0]
+    assert example == data.load("cub", root=folder, limit=5) + second
+
+
 def test_validation_images_are_unused_training_images(tmp_path):
     folder = trees.cub(tmp_path)
     everything, val = data.load("cub", root=folder), data.load("cub", "val", folder)
@@ -53,7 +66,7 @@ def test_what_is_missing_is_said_in_one_line(tmp_path):
         data.load("cub", root=folder)
     (folder / "names.txt").rename(folder / "classes.txt")
     (folder / "image_class_labels.txt").write_text("1 1\n")
-    with pytest.raises(ValueError, match="image 2 needs '2', which no file lists"):
+    with pytest.raises(ValueError, match="not as published, fetch it again .*'2'"):
         data.load("cub", root=folder)
     for call in (lambda: data.load("dogs"), lambda: data.load("toy-cat"), lambda: data.load("cub", "dev"),
                  lambda: data.load("toy", limit=0), lambda: data.load("toy", protocol="mine")):

@@ -23,7 +23,7 @@ def test_counts_examples_and_the_sheet(tmp_path, monkeypatch, capsys):
     out = run(monkeypatch, capsys, "--data", "aircraft", "--root", tmp_path, "--sheet", sheet)
     rows = [line.split() for line in out.splitlines()[:3]]
     assert [row[:4] for row in rows] == [[s, "10", "images", "5"] for s in ("train", "val", "test")]
-    assert "5 classes of 2 to 2\n" in out and "leaves" not in out
+    assert "5 classes of 2 to 2\n" in out and "leaves" not in out and "707-320 2/2/2" in out
     assert "  aircraft/1025794.jpg: 707-320\n" in out
     assert out.count("\n  aircraft/") == 10 and str(sheet) in out
     page = Image.open(sheet)
@@ -33,23 +33,28 @@ def test_counts_examples_and_the_sheet(tmp_path, monkeypatch, capsys):
     assert page.getpixel((page.width - 116, page.height - 100)) == (255, 255, 255)  # the twelfth place
 
 
-def test_check_names_the_unreadable_and_counts_the_kinds_of_others(tmp_path, monkeypatch, capsys):
+def test_it_names_the_unreadable_and_counts_the_kinds_of_others(tmp_path, monkeypatch, capsys):
     folder = trees.pets(tmp_path) / "images"
     (folder / "Bengal_101.jpg").write_bytes(b"")
     Image.new("P", (40, 40)).save(folder / "Abyssinian_101.jpg", "GIF")
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("L", (40, 40)).save(folder / "Bengal_100.jpg", exif=exif)
-    out = run(monkeypatch, capsys, "--data", "pets", "--root", tmp_path, "--check", "--split", "train",
+    out = run(monkeypatch, capsys, "--data", "pets", "--root", tmp_path, "--split", "train",
               "--sheet", tmp_path / "s.png")
-    assert "train: 9 decoded, 1 unreadable\n" in out and "Bengal_101.jpg: cannot identify" in out
+    assert "train: 8 read, 1 unreadable\n" in out and "Bengal_101.jpg: cannot identify" in out
     for line in ("1 GIF P named .jpg: pets/Abyssinian_101.jpg",
-                 "6 JPEG RGB named .jpg, under 28 pixels: pets/Abyssinian_100.jpg, pets/Abyssinian_102.jpg",
+                 "6 JPEG RGB named .jpg, under 28 pixels: pets/Abyssinian_100.jpg, pets/Abyssinian_102.jpg, ",
                  "1 JPEG L named .jpg, turned by EXIF: pets/Bengal_100.jpg"):
         assert f"  {line}" in out
-    out = run(monkeypatch, capsys, "--data", "pets", "--root", tmp_path, "--check", "--limit", "3", "--sheet",
+    out = run(monkeypatch, capsys, "--data", "pets", "--root", tmp_path, "--limit", "3", "--sheet",
               tmp_path / "s.png")
-    assert out.count("3 decoded") == 3 and "those of train that the official subset leaves" in out
+    assert out.count(": 3 read") == 2 and "none is published: what the official subset leaves of train" in out
+    for number in range(60):
+        trees.picture(tmp_path / f"mine/train/x/{number}.png")
+        (tmp_path / f"mine/train/x/{number}.png").write_bytes(b"")
+    out = run(monkeypatch, capsys, "--data", tmp_path / "mine", "--sheet", tmp_path / "s.png")
+    assert "train: 0 read, 60 unreadable\n" in out and out.count("cannot read") == 50 and "and 10 more" in out
 
 
 def test_a_sheet_of_long_labels_and_of_unreadable_and_tiny_images(tmp_path):
@@ -76,7 +81,11 @@ def test_a_split_that_is_not_there_is_said_and_the_others_are_shown(tmp_path, mo
     (["--data", "toy", "--split", "dev"], "unknown split 'dev'"),
     (["--data", "toy", "--download"], "toy cannot be downloaded"),
     (["--data", "cars", "--download"], "Stanford's host is gone"),
-    (["--data", "cub", "--protocol", "coop"], "unknown protocol 'coop' for cub")])
+    (["--data", "toy", "--protocol", "mine"], "unknown protocol 'mine': choose official or coop"),
+    (["--data", "toy", "--limit", "0"], "--limit must be at least 1"),
+    (["--data", "pets", "--root", __file__], "test_data_cli.py is a file: unpack it and say --root FOLDER"),
+    (["--data", "toy", "--split", "val", "--sheet", "/proc/none/s.png"], "say --sheet FILE.png"),
+    (["--data", "toy", "--split", "val", "--sheet", "s.odd"], "cannot write the sheet of pictures")])
 def test_misuse_ends_in_one_line(monkeypatch, capsys, args, message):
     with pytest.raises(SystemExit) as e:
         run(monkeypatch, capsys, *args)

@@ -97,7 +97,7 @@ def test_stopped_between_the_last_byte_and_the_rename(server, tmp_path):
     assert (tmp_path / "a.bin").read_bytes() == BODY
     (tmp_path / "b.bin.part").write_bytes(BODY + b"more than there is")
     server.files["b.bin"] = BODY
-    with pytest.raises(OSError, match="416"):
+    with pytest.raises(OSError, match="the MD5 is"):
         data.fetch(server.url + "b.bin", tmp_path / "b.bin", MD5)
     data.fetch(server.url + "b.bin", tmp_path / "b.bin", MD5)
     assert (tmp_path / "b.bin").read_bytes() == BODY
@@ -194,9 +194,10 @@ def test_a_damaged_archive_is_said_and_not_taken_for_whole(server, tmp_path, mon
 
 
 def test_what_nobody_serves():
-    with pytest.raises(ValueError, match="cannot be downloaded: Stanford Cars comes as cars_train.tgz, .*"):
+    with pytest.raises(ValueError, match="cannot download cars_train.tgz, .*Stanford's host is gone"):
         data.download("cars")
     with pytest.raises(ValueError, match="toy cannot be downloaded"):
         data.download("toy")
     assert all(s.url.startswith("http") for name, s in data.SETS.items() if name != "cars")
-    assert all(md5 is None or len(md5) == 32 for s in data.SETS.values() for md5 in s.files.values())
+    assert all(md5 is None or len(md5) == 32 for name, s in data.SETS.items() if name != "cars"
+               for md5 in s.files.values())

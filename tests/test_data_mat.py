@@ -27,14 +27,13 @@ def test_the_cars_classes_equal_another_list_of_them():
 
 
 @pytest.mark.parametrize("compress", [False, True])
-@pytest.mark.parametrize("big", [False, True])
-def test_what_is_written_is_read(tmp_path, compress, big):
+def test_what_is_written_is_read(tmp_path, compress):
     grid = np.arange(6, dtype=np.float64).reshape(2, 3) - .5
     cell = np.array([["a", np.array([[7]], np.uint8)], ["two words", grid]], object)
     struct = [{"fname": "00001.jpg", "class": np.array([[14]], np.uint8)},
               {"fname": "é.jpg", "class": np.array([[-2**40]], np.int64)}]
     trees.write_mat(tmp_path / "x.mat", {"grid": grid, "word": "Übung", "cell": cell, "struct": struct,
-                                         "none": np.zeros((0, 3))}, compress, big)
+                                         "none": np.zeros((0, 3))}, compress)
 
     def read(name):
         return data.read_mat(tmp_path / "x.mat", name)
@@ -48,7 +47,7 @@ def test_what_is_written_is_read(tmp_path, compress, big):
 def test_other_files_are_refused_by_name(tmp_path):
     whole = (FLOWERS / "setid.mat").read_bytes()
     bad = {"cut.mat": whole[:9000], "flipped.mat": whole[:5000] + b"\0\0\0\0" + whole[5004:],
-           "empty.mat": b"", "page.mat": b"<html>" * 50,
+           "empty.mat": b"", "big.mat": whole[:126] + b"MI" + whole[128:], "page.mat": b"<html>" * 50,
            "hdf5.mat": b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM\x89HDF"}
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)

@@ -1,21 +1,18 @@
 import json
-import re
 
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import LlamaConfig, Qwen2_5_VLForConditionalGeneration
 
 import policy as policies
 from grpo import token_logprobs
-from policy import adapters_off, completion_logprobs, encode, lora_layers, lora_state
+from policy import completion_logprobs, encode, lora_layers
 
 # Prompts of two lengths; the first and the third are equally long (6 x 8 and 12 x 4 patches) but start their
 # answers at different positions.
 SIZES = [(112, 84), (56, 56), (56, 168), (112, 84)]
-LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
-           "mlp.up_proj", "mlp.down_proj"]
 
 
 def completions(policy, rows, width=9, seed=0):
@@ -40,91 +37,6 @@ def logprobs_by_transformers(policy, image, question, ids):
     inputs["mm_token_type_ids"] = torch.cat([types, torch.zeros(1, len(ids), dtype=types.dtype)], 1)
     logits = policy.model(**inputs).logits[0, length - 1:-1]
     return token_logprobs(logits, ids, banned=policy.banned)
-
-
-# ---- LoRA
-
-
-def test_adapted_modules_are_exactly_the_decoders_linears(policy):
-    """Neither the vision tower nor lm_head (silent bug: a filter by name that lets lm_head through)."""
-    expected = [f"model.language_model.layers.{i}.{name}" for i in range(2) for name in LINEARS]
-    assert list(lora_layers(policy.model)) == expected
-    trained = [n for n, p in policy.model.named_parameters() if p.requires_grad]
-    assert trained == [f"{name}.lora_{x}" for name in expected for x in "AB"]
-
-
-def test_lora_is_w_plus_scaled_ba(policy):
-    layer = next(iter(lora_layers(policy.model).values()))
-    x = torch.randn(3, 64)
-    merged = layer.base.weight + 8 / 4 * layer.lora_B @ layer.lora_A
-    torch.testing.assert_close(layer(x), x @ merged.T + layer.base.bias, atol=1e-5, rtol=1e-5)
-
-
-def test_fresh_adapter_changes_nothing_and_off_is_the_base_bit_for_bit():
-    made = policies.from_parts(tiny.model(tiny.tokenizer()), tiny.processor())
-    prompt = encode(made, tiny.pictures((84, 84)), "what?")
-    ids, mask = completions(made, 2)
-    base = completion_logprobs(made, prompt, ids, mask)
-    policies.add_lora(made.model, 4, 8, seed=3)
-    assert torch.equal(completion_logprobs(made, prompt, ids, mask), base)
-    for layer in lora_layers(made.model).values():
-        assert layer.lora_A.abs().max() <= 1 / layer.base.in_features ** 0.5 and layer.lora_A.std() > 0.01
-        layer.lora_B.data.normal_()
-    with adapters_off(made.model):
-        assert torch.equal(completion_logprobs(made, prompt, ids, mask), base)
-    assert not torch.allclose(completion_logprobs(made, prompt, ids, mask), base)
-
-
-def test_adapters_come_back_on_after_an_error(policy):
-    with pytest.raises(RuntimeError), adapters_off(policy.model):
-        raise RuntimeError
-    assert all(layer.enabled for layer in lora_layers(policy.model).values())
-
-
-def test_float32_masters_on_a_bfloat16_base():
-    made = policies.from_parts(tiny.model(tiny.tokenizer()).bfloat16(), tiny.processor())
-    policies.add_lora(made.model, 4, 8)
-    assert {p.dtype for p in made.model.parameters() if p.requires_grad} == {torch.float32}
-    prompt = encode(made, tiny.pictures((84, 84)), "what?")
-    ids, mask = completions(made, 2)
-    out = completion_logprobs(made, prompt, ids, mask)
-    layer = next(iter(lora_layers(made.model).values()))
-    assert out.dtype == torch.float32 and layer(torch.randn(1, 64).bfloat16()).dtype == torch.bfloat16
-    out.sum().backward()
-    assert layer.lora_B.grad.dtype == torch.float32 and layer.lora_B.grad.abs().sum() > 0
-
-
-def test_adapter_file_has_pefts_keys_and_comes_back(policy, tmp_path):
-    policies.save_adapter(policy.model, tmp_path, "base/name")
-    keys = [f"base_model.model.model.language_model.layers.{i}.{name}.lora_{x}.weight"
-            for i in range(2) for name in LINEARS for x in "AB"]
-    state = load_file(tmp_path / "adapter_model.safetensors")
-    assert sorted(state) == sorted(keys)
-    k_proj = "base_model.model.model.language_model.layers.0.self_attn.k_proj"
-    assert state[f"{k_proj}.lora_B.weight"].shape == (32, 4)
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert (config["peft_type"], config["r"], config["lora_alpha"], config["bias"]) == ("LORA", 4, 8, "none")
-    assert config["base_model_name_or_path"] == "base/name"
-    names = [n.replace(".base", "") for n, m in policy.model.named_modules()
-             if isinstance(m, torch.nn.Linear)]
-    matched = [n for n in names if re.fullmatch(config["target_modules"], n)]  # as peft matches a string
-    assert matched == list(lora_layers(policy.model))
-
-    other = policies.from_parts(tiny.model(tiny.tokenizer()), tiny.processor())
-    policies.add_lora(other.model, 4, 8, seed=9)
-    policies.set_lora_state(other.model, state)
-    assert all(torch.equal(a, b)
-               for a, b in zip(lora_state(policy.model).values(), lora_state(other.model).values()))
-
-
-def test_an_adapter_that_does_not_fit_is_refused(policy):
-    state = {k: v.detach().clone() for k, v in lora_state(policy.model).items()}
-    renamed = {k.replace("language_model", "text_model"): v for k, v in state.items()}
-    with pytest.raises(ValueError, match="keys differ"):
-        policies.set_lora_state(policy.model, renamed)
-    key = next(iter(state))
-    with pytest.raises(ValueError, match="q_proj"):
-        policies.set_lora_state(policy.model, state | {key: state[key][:2]})
 
 
 # ---- loading
@@ -186,7 +98,7 @@ def test_checkpoints_of_older_versions_load(checkpoint, tmp_path):
 
 def test_what_is_no_checkpoint_says_so_in_one_line(checkpoint, tmp_path):
     LlamaConfig().save_pretrained(tmp_path / "llama")
-    with pytest.raises(ValueError, match="llama model: only Qwen2.5-VL"):
+    with pytest.raises(ValueError, match="llama model: choose a checkpoint of qwen2_vl, qwen2_5_vl"):
         policies.load(tmp_path / "llama")
     with pytest.raises(OSError, match="no model at"):
         policies.load(tmp_path / "nothing")
@@ -195,7 +107,8 @@ def test_what_is_no_checkpoint_says_so_in_one_line(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="max pixels"):
         policies.load(checkpoint, max_pixels=10)
     blind = tiny.processor()
-    for template in ("{% for m in messages %}{{ m.role }}{% endfor %}", "{{ 'user ' + messages[0].content }}"):
+    for template in ("{% for m in messages %}{{ m.role }}{% endfor %}",
+                     "{{ 'user ' + messages[0].content }}"):
         blind.chat_template = template  # a text model's
         with pytest.raises(ValueError, match="no place for an image"):
             policies.from_parts(tiny.model(tiny.tokenizer()), blind)
@@ -252,14 +165,14 @@ def test_one_dimensional_positions_would_differ(policy):
     assert (completion_logprobs(policy, prompt, ids, mask) - right).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
-def test_shared_prompt_equals_plain_path_in_value_and_gradient(policy, dtype, tolerance):
-    policy.model.to(dtype)
+def shared_equals_plain(policy, tolerance=1e-5):
+    """Value and gradient of both forms, each with checkpointing and without."""
     prompts = encode(policy, tiny.pictures(*SIZES), "what is it?")
     ids, mask = completions(policy, 12)
-    weights = torch.randn(ids.shape, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    weights = torch.randn(ids.shape, generator=torch.Generator().manual_seed(2), dtype=policy.model.dtype)
     results = []
-    for options in ({"shared": False}, {}, {"checkpointing": True}, {"shared": False, "checkpointing": True}):
+    for options in ({"shared": False}, {"shared": True}, {"shared": True, "checkpointing": True},
+                    {"shared": False, "checkpointing": True}):
         policy.model.zero_grad()
         logprobs = completion_logprobs(policy, prompts, ids, mask, temperature=0.7, **options)
         (logprobs * weights).sum().backward()
@@ -268,6 +181,13 @@ def test_shared_prompt_equals_plain_path_in_value_and_gradient(policy, dtype, to
     for logprobs, grad in results[1:]:
         torch.testing.assert_close(logprobs, results[0][0], atol=tolerance, rtol=tolerance)
         assert (grad - results[0][1]).norm() <= tolerance * results[0][1].norm()
+    assert not policy.model.training
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])
+def test_shared_prompt_equals_plain_path_in_value_and_gradient(policy, dtype, tolerance):
+    policy.model.to(dtype)
+    shared_equals_plain(policy, tolerance)
 
 
 def test_a_prompt_is_scored_once_for_all_its_completions(policy):

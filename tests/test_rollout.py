@@ -187,8 +187,8 @@ def eager(policy):
 
 
 def test_ended_rows_are_dropped_and_change_nothing(policy, monkeypatch):
-    """The decoder sees fewer and fewer rows, the cache follows them, and the answers are those of a batch that
-    runs to the end."""
+    """The decoder sees fewer and fewer rows, the cache follows them, and the answers are those of a batch
+    that runs to the end."""
     images, seen = tiny.pictures(*SIZES), []
     args = eager(policy), images, ["a", "b", "c"], "what?", 8
     hook = policy.model.get_decoder().register_forward_pre_hook(

@@ -8,7 +8,7 @@ from transformers import (LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
                           Qwen2_5_VLForConditionalGeneration)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from policy import ImageProcessor
+from policy import make_processor
 from rollout import PROMPTS
 
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
@@ -63,7 +63,8 @@ def model(tok, seed=0, tie=False):
 
 
 def processor():
-    return ImageProcessor(images(), tokenizer(), chat_template=TEMPLATE)
+    tok = tokenizer()
+    return make_processor(model(tok).config, images(), tok, TEMPLATE)
 
 
 def pictures(*sizes, seed=0):

@@ -127,42 +127,41 @@ def aircraft(root: Path) -> Path:
 
 # A writer of MATLAB v5 files: an independent way to what the reader reads
 
-def write_mat(file: Path, variables: dict, compress: bool = False, big: bool = False) -> None:
+def write_mat(file: Path, variables: dict, compress: bool = False) -> None:
     """Numbers as arrays, str, object arrays (cells), lists of dicts (a 1 x N struct)."""
-    order = ">" if big else "<"
-    data = b"MATLAB 5.0 MAT-file".ljust(124) + (b"\1\0MI" if big else b"\0\1IM")
+    data = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM"
     for name, value in variables.items():
-        element = _array(name, value, order)
+        element = _array(name, value)
         if compress:
             packed = zlib.compress(element)
-            element = struct.pack(order + "II", 15, len(packed)) + packed  # not padded, as MATLAB has it
+            element = struct.pack("<II", 15, len(packed)) + packed  # not padded, as MATLAB has it
         data += element
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(data)
 
 
-def _element(kind: int, body: bytes, order: str) -> bytes:
+def _element(kind: int, body: bytes) -> bytes:
     if 0 < len(body) <= 4:  # MATLAB packs these into the tag
-        return struct.pack(order + "I", len(body) << 16 | kind) + body.ljust(4, b"\0")
-    return struct.pack(order + "II", kind, len(body)) + body + bytes(-len(body) % 8)
+        return struct.pack("<I", len(body) << 16 | kind) + body.ljust(4, b"\0")
+    return struct.pack("<II", kind, len(body)) + body + bytes(-len(body) % 8)
 
 
-def _array(name: str, value, order: str) -> bytes:
+def _array(name: str, value) -> bytes:
     def numbers(kind, values, code):
-        return _element(kind, struct.pack(f"{order}{len(values)}{code}", *values), order)
+        return _element(kind, struct.pack(f"<{len(values)}{code}", *values))
     if isinstance(value, str):
         kind, shape, body = 4, (1, len(value)), numbers(4, [ord(c) for c in value], "H")
     elif isinstance(value, list):
         fields = list(value[0])
         names = b"".join(f.encode().ljust(32, b"\0") for f in fields)
-        body = numbers(5, [32], "i") + _element(1, names, order)
-        kind, shape, body = 2, (1, len(value)), body + b"".join(_array("", row[f], order) for row in value
+        body = numbers(5, [32], "i") + _element(1, names)
+        kind, shape, body = 2, (1, len(value)), body + b"".join(_array("", row[f]) for row in value
                                                                 for f in fields)
     elif value.dtype == object:
-        kind, shape, body = 1, value.shape, b"".join(_array("", v, order) for v in value.ravel("F"))
+        kind, shape, body = 1, value.shape, b"".join(_array("", v) for v in value.ravel("F"))
     else:
         kind, stored, code = {"u1": (9, 2, "B"), "u2": (11, 4, "H"), "f8": (6, 9, "d"),
                               "i8": (14, 12, "q")}[value.dtype.str[1:]]
         shape, body = value.shape, numbers(stored, value.ravel("F").tolist(), code)
-    head = numbers(6, [kind, 0], "I") + numbers(5, shape, "i") + _element(1, name.encode(), order)
-    return _element(14, head + body, order)
+    head = numbers(6, [kind, 0], "I") + numbers(5, shape, "i") + _element(1, name.encode())
+    return _element(14, head + body)
