@@ -51,7 +51,6 @@ LOSSES = {
                     mode="seq-mean-token-sum-norm"),
     "dapo": dict(beta=0.0, clip_low=0.2, clip_high=0.28, dual_clip=10.0, scale="std", mode="token-mean"),
 }
-REWARDS = ("speciarl", *SCHEMES)
 
 
 # What an option may be: a test, and its words.
@@ -72,7 +71,7 @@ def option(default, help, source="", must=None, **argument):
 class Config:
     """Defaults are the paper's run; PRESETS["toy"] is what a tiny policy needs; explicit flags win."""
     data: str = option("toy", "datasets to train on, comma between them: cub, toy-bird, ...")
-    root: str | None = option(None, "folder of the datasets (default: data)")
+    root: str | None = option(None, "folder of the datasets; None: data")
     protocol: str = option("official", "splits: the publishers', or CoOp's", "official: CoOp for some",
                            choices=("official", "coop"))
     limit: int | None = option(3000, "training images a dataset, drawn by seed 42", "official", COUNT)
@@ -103,7 +102,7 @@ class Config:
     beta: float | None = option(None, "KL coefficient; None: by --loss, .01 or 0", "official: .01", FROM_0)
     clip_low: float | None = option(None, "lower clip; None: by --loss, .2", "official: .2", FROM_0)
     clip_high: float | None = option(None, "upper clip; None: by --loss, .2 or .28", "official: .2", FROM_0)
-    reward: str = option("speciarl", "reward scheme", "paper", choices=REWARDS)
+    reward: str = option("speciarl", "reward scheme", "paper", choices=("speciarl", *SCHEMES))
     quorum: float = option(0.0, "share of answers that must reach the bar; 0: any one", "ours", SHARE)
     malformed: float = option(-1.0, "reward of an answer that can't be read", "official", FINITE)
     noise: float = option(0.0, "probability that a verdict moves one rung (ablation)", "official: 0", SHARE)
@@ -116,7 +115,7 @@ class Config:
     seed: int = option(0, "of everything but the data subset", "official: 1")
     eval_every: int = option(5, "steps between validations, 0 = only before", "official", FROM_0)
     eval_limit: int = option(300, "images of each validation and test set", "official: all", COUNT)
-    out: str | None = option(None, "run folder (default: runs/DATA-REWARD-seedSEED)")
+    out: str | None = option(None, "run folder; None: runs/DATA-REWARD-seedSEED")
 
 
 PRESETS = {"toy": dict(limit=1000, model="toy", judge="taxonomy", images_per_step=16, minibatch=16,
@@ -356,6 +355,17 @@ def append(path: Path, lines: list[dict]) -> None:
         f.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
+def sample_line(step: int, entry: dict, quorum: float) -> dict:
+    """An image of the step for samples.jsonl, whether it stayed (then with the categories and rewards it was
+    trained on) or left it."""
+    categories = entry["categories"]
+    line = {"step": step} | {key: entry[key] for key in ("id", "truth", "answers", "texts")}
+    line["categories"] = [category_name(c) for c in categories]
+    if "rewards" in entry:
+        line |= {"bar": dynamic_bar(categories, quorum).label, "rewards": entry["rewards"]}
+    return line
+
+
 def save_state(run: Path, policy, optimizer, config: Config, step: int) -> None:
     """Everything resume needs, whole or not at all. No random state: every draw is seeded by what it is
     for."""
@@ -571,17 +581,6 @@ def main(argv: list[str] | None = None) -> Path:
     print(comparison(results, config.data.split(",")))
     print(f"everything about this run is in {run}")
     return run
-
-
-def sample_line(step: int, entry: dict, quorum: float) -> dict:
-    """An image of the step for samples.jsonl, whether it stayed (then with the categories and rewards it was
-    trained on) or left it."""
-    categories = entry["categories"]
-    line = {"step": step} | {key: entry[key] for key in ("id", "truth", "answers", "texts")}
-    line["categories"] = [category_name(c) for c in categories]
-    if "rewards" in entry:
-        line |= {"bar": dynamic_bar(categories, quorum).label, "rewards": entry["rewards"]}
-    return line
 
 
 if __name__ == "__main__":
