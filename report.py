@@ -42,14 +42,14 @@ color:light-dark(#5c5b55,#b3b1a8)}.keys b{color:canvastext}.malformed{--c:#8468d
 stroke-width:2;stroke-linecap:round}.wide{stroke-width:var(--w)}.f{fill:var(--c)}.axis{stroke:#8886}.bar{
 stroke:currentcolor;stroke-width:1.5;stroke-dasharray:3 2}text{font-size:11px;fill:currentcolor}.card{
 background:light-dark(#fff,#1e1e1c);border:1px solid #8884;border-radius:9px;padding:16px;display:flex;
-flex-direction:column}.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,var(--min,
-320px)),1fr));gap:16px;margin-top:16px}.keys{--w:10;display:flex;flex-wrap:wrap;gap:3px 14px}.card .keys,
+flex-direction:column}.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,var(--min,
+460px)),1fr));gap:16px;margin-top:16px}.keys{--w:10;display:flex;flex-wrap:wrap;gap:3px 14px}.card .keys,
 summary{display:grid;grid-template:auto/auto 1fr auto;gap:3px 10px;align-items:center}.keys+svg{
-margin-top:auto}.keys span,header{display:flex;gap:9px;align-items:center}header{margin-bottom:8px}table{
-border-collapse:collapse;width:100%}th,td{padding:5px 0 5px 9px;text-align:right;overflow-wrap:normal}caption,
-tr>:first-child{padding-left:0;text-align:left;font-weight:620}td>*{white-space:nowrap}img{flex:none;
-max-width:45%}.tiny{width:112px;image-rendering:pixelated}th,td,details{border-top:1px solid #8884}summary{
-padding:5px 0;cursor:pointer}pre{white-space:pre-wrap}</style>"""
+margin-top:auto;overflow:visible}.keys span,header{display:flex;gap:9px;align-items:center}header{
+margin-bottom:8px}table{border-collapse:collapse;width:100%}th,td{padding:5px 0 5px 9px;text-align:right;
+overflow-wrap:normal}caption,tr>:first-child{padding-left:0;text-align:left;font-weight:620}td>*{
+white-space:nowrap}img{flex:none;max-width:45%}.tiny{width:112px;image-rendering:pixelated}th,td,details{
+border-top:1px solid #8884}summary{padding:5px 0;cursor:pointer}pre{white-space:pre-wrap}</style>"""
 
 
 def objects(path: Path):
@@ -172,8 +172,8 @@ def write(run, examples=()) -> Path:
              "</div>" for group in [*pairs, *([line] for line in lost)])
     page = [HEAD, f'<title>{show(run.name)}</title><h1>SpeciaRL: {show(run.name)}</h1><div class="keys">',
             *(f"<span>{key.replace('_', ' ')} <b>{show(str(value))}</b></span>" for key, value in facts),
-            '</div><h2>Before and after</h2><div class="grid" style=--min:460px>', table(results, trained_on),
-            f'</div><h2>Training: {steps} steps</h2><div class="grid" style="--w:{280 / max(7, steps):.1f}">',
+            '</div><h2>Before and after</h2><div class="grid">', table(results, trained_on), "</div>",
+            f'<h2>Training: {steps} steps</h2><div class="grid" style=--min:320px;--w:{280 / max(7, steps)}>',
             *(chart(log, *c) for c in CHARTS), NOTE, *cards]
     (run / "report.html").write_bytes("\n".join(page).encode("utf-8", "xmlcharrefreplace"))
     return run / "report.html"
