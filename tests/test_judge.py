@@ -7,6 +7,7 @@ import pytest
 import torch
 from words import SPECIALS, TEMPLATE, chat_model, chat_tokenizer
 
+import judge as judges
 from judge import (JUDGE_ERROR, LLMJudge, TaxonomyJudge, is_refusal, judge_groups, normalize_label,
                    parse_category)
 from reward import Category, speciarl_rewards
@@ -293,8 +294,8 @@ def naive(judge, pairs):
     """(pairs, 6): a full forward for every pair and category, the prompt written by the template itself."""
     table = []
     for pair in pairs:
-        prompt = judge.tokenizer.apply_chat_template(judge._messages(pair), add_generation_prompt=True,
-                                                     tokenize=False)
+        prompt = judge.tokenizer.apply_chat_template(judges.chat(judge.prompt, pair), tokenize=False,
+                                                     add_generation_prompt=True)
         prompt = judge.tokenizer(prompt, add_special_tokens=False)["input_ids"]
         for category in Category:
             option = judge.tokenizer(category.label)["input_ids"]
@@ -349,9 +350,9 @@ def test_a_later_call_may_share_less(tok):
     assert lengths[0] > lengths[1] > lengths[2] >= lengths[3] == lengths[4] == judge._cache.get_seq_length()
 
 
-def test_no_shared_prefix_at_all(tok):
+def test_no_shared_prefix_at_all(tok, monkeypatch):
     judge = LLMJudge(chat_model("llama", tok), tok)
-    judge._messages = lambda pair: [{"role": "user", "content": pair[0]}]
+    monkeypatch.setattr(judges, "chat", lambda prompt, pair: [{"role": "user", "content": pair[0]}])
     judge.tokenizer = chat_tokenizer(TEMPLATE.replace("<|im_start|>{{ m.role }}\n", ""))
     pairs = [("robin", ""), ("gull", ""), ("robin", "")]
     want = naive(judge, pairs)
