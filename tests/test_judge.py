@@ -340,9 +340,10 @@ def test_the_prefix_is_encoded_once_and_left_unchanged(tok, kind, monkeypatch):
 
 
 def test_a_later_call_may_share_less(tok):
-    """One pair alone makes the whole prompt the prefix; the next ones cut it back."""
+    """A prefix that holds a whole prompt is cut back by the next ones."""
     judge = LLMJudge(chat_model("llama", tok), tok)
     one, two, three = [("gull gull", "gull a")], [("gull gull", "gull b")], [("robin", "x")]
+    judge._prefix = judge._encode(judge._prompt(one[0]))
     lengths = []
     for pairs in (one, two, three, PAIRS[:3], PAIRS[:1]):
         close(judge.log_likelihoods(pairs), naive(judge, pairs))
@@ -415,7 +416,7 @@ def test_replies_are_the_greedy_words_whatever_the_company(tok):
             with torch.no_grad():
                 ids.append(int(judge.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
         want.append(tok.decode(ids[start:], skip_special_tokens=True))
-    assert judge.replies(PAIRS) == judge.replies(PAIRS, batch_size=2) == want and len(set(want)) > 1
+    assert judge.replies(PAIRS) == judge.replies(PAIRS[:1]) + judge.replies(PAIRS[1:]) == want and len(set(want)) > 1
     assert judge(PAIRS) == [parse_category(w) for w in want]
 
 
