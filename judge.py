@@ -45,16 +45,15 @@ def normalize_label(text: str) -> str:
 
 
 # ---- Answers that play for a verdict
-
-_CONTROL = re.compile(r"<[^\s<>][^<>]*>|\[/?inst\]", re.I)
 _SEVERAL = [re.compile(pattern, re.I | re.S) for pattern in (
     r"\bor\b", r"[^\W\d_]{3,}\s*/\s*[^\W\d_]{3,}|\d\d\s*/\s*(?:\d{3}|[a-z]+-?\d)",  # "737/747", no "F/A-18"
     r"\w\W*(?:,(?!\d|\s*(?:19|20)\d\d\b)|[;|\n•、，；])\W*\w",  # a list, but not "1,000", "TT Coupe, 2012"
     r"\w\s*(?:>|→|->|=>|»|::?\s)\s*\w"  # every rank at once
     r"|(?:\b(?:kingdom|phylum|class|order|family|genus|species|make|model|variant)\b.*){3}")]
 _VERDICTS = set("specific generic abstain wrong correct".split())
-_AROUND = set("""a an the it this you is s are be must should most very more less as than of course enough always
-    please definitely answer category classification label output prediction result truth verdict""".split())
+_AROUND = set("a an the it this you is s are be must should most very more less as than of not course enough "
+              "always please definitely classified answer category classification label output prediction "
+              "result truth verdict".split())
 _ORDERS = re.compile(
     r"\b(?:ignore|disregard|forget|override)\b.*\b(?:instructions?|rules?|above|previous|prior|prompt)\b"
     r"|(?<!not )(?<! t )(?<!ble to )(?<!hard to )(?<!ult to )"  # not "unable to name the specific breed"
@@ -62,28 +61,27 @@ _ORDERS = re.compile(
     r"\b(?:specific|generic|abstain|wrong|correct)\b"
     r"|\b(?:ground truth|the label|(?:true|right|correct|reference|same) (?:answer|label)|system prompt)\b")
 is_refusal = re.compile(  # of a normalised answer that names nothing: "none", "i don t know"
-    r"(?:.*\b(?:i|am|m|is|s|have|ve) )?(?:none(?: of .*)?|nothing|n a|null|idk|abstain|not applicable"
-    r"|no (?:idea|clue|answer|label|object)|insufficient .*|(?:indeterminate"
-    r"|un(?:known|clear|sure|certain|identified|identifiable|recogni[sz]able|specified|determined))"
-    r"(?: (?:object|image|species|type|kind|class|category))?)"
-    r"|.*\b(?:not|don t|dont|cannot|can t|cant|couldn t|(?:unable|impossible|difficult|hard|refuse|decline) to)"
-    r"(?: \w+)? (?:know|tell|say|sure|certain|identif\w+|determined?|recogni\w+|answer|help|classif\w+|name"
-    r"|decide|clear|able|possible|enough|visible|see|specified|make out)\b.*").fullmatch
+    r"(?:.*\b(?:i|am|m|is|s|have|ve) )?(?:nothing|n a|null|idk|abstain|not applicable|no (?:answer|label|object)"
+    r"|(?:un(?:known|clear|sure|certain|identified|identifiable|recogni[sz]able|specified|determined)"
+    r"|indeterminate)(?: (?:object|image|species|type|kind|class|category))?)"
+    r"|none(?: of .*)?|insufficient .*|.*\b(?:no (?:idea|clue)|(?:not|\w+n t|nothing|dont|cannot|cant"
+    r"|(?:unable|impossible|difficult|hard|refuse|decline|too \w+) to)(?: \w+)? (?:know|tell|say|sure|certain"
+    r"|identif\w+|determin\w+|recogni\w+|answer|help|classif\w+|name|decide|clear|able|possible|enough|visible"
+    r"|see|specified|guess|make (?:it )?out))\b.*").fullmatch
 
 
 def precheck(truth: str, answer: str) -> Category | None:
     """Wrong for an answer that plays for a verdict instead of naming one thing; None: let the judge decide.
 
-    Raw text. Wrong are: no letter or number; control tokens; more than 16 words; nothing but a category's name;
-    orders to the judge; and, unless the answer refuses or the truth has the same separator: several labels
-    (" or ", a slash, a list; never " and "), a chain of ranks. The truth itself always passes.
-    """
+    Raw text. Wrong are: no letter or number; control tokens; more than 16 words; nothing but a category's
+    name; orders to the judge; and, unless the answer refuses or the truth has the same separator: several
+    labels (" or ", a slash, a list; never " and "), a chain of ranks. The truth itself always passes."""
     plain = normalize_label(answer)
     if plain and plain == normalize_label(truth):
         return None
     words = re.sub(r"[-‐-―]", " ", unicodedata.normalize("NFKC", plain))  # "less-specific"
     spoken = set(words.split())
-    plays = (not plain or _CONTROL.search(answer) or len(plain.split()) > 16
+    plays = (not spoken or len(plain.split()) > 16 or re.search(r"<[^\s<>][^<>]*>|\[/?inst\]", answer, re.I)
              or spoken & _VERDICTS and spoken <= _VERDICTS | _AROUND or _ORDERS.search(words)
              or not is_refusal(plain) and any(s.search(answer) and not s.search(truth) for s in _SEVERAL))
     return Category.WRONG if plays else None
@@ -106,16 +104,14 @@ class _Settled:
 
 
 # ---- Reading a verdict from a judge model's words
-
 _BY_NAME = {c.label: c for c in Category}
 _NAME = "(less specific|more specific|specific|generic|abstain|wrong)"
 _MARKER = re.compile(r"\b(?:(?:classification|category|verdict)[\"'*`]*(?:\s+is)?\s*[:=]?"
                      r"|(?:label|answer|judge?ment)[\"'*`]*\s*[:=])"
                      rf"[\s\"'*`(\[]*{_NAME}\b(?!\W*(?:\?|or\b))")
 _ECHO = re.compile(r"\b(?:truth|true label|prediction)[\"']?\s*:\s*(?:\"[^\"]*|[^,;>\n]*)")
-_MENTION = re.compile(rf"\b{_NAME}\b(?!\W*\?)")           # a question is no verdict
 _VOID = re.compile(                                       # what takes back the category that follows
-    r"(?:\b(?:not|never|neither|nor|non|no|nothing|hardly|without|cannot|far from|(?:rather|instead) (?:than|of))"
+    r"(?:\b(?:not|never|neither|nor|non|no|nothing|hardly|without|cannot|far from|instead of|rather than)"
     r"|n['’]t)(?:\s+(?!but|and|so|hence|thus|therefore|because|which|making|doubt)[\w'’]+){0,4}\s+[\"'*`]*$"
     r"|\b(?:more|less)(?: or)?\s+$"                       # "more generic", "more or less specific"
     r"|\b(?:truth|label|reference|target)(?:\s+label)?(?:\s*[,(\"'][^.;]*[,)\"'])?"  # "the truth is more ..."
@@ -126,9 +122,8 @@ def parse_category(text: str) -> Category | None:
     """A judge model's raw words to a category; None where they hold no verdict, or more than one.
 
     In this order: what follows the last </think>; a first line that is a category (but not a list of
-    categories, a line each); "Category: X", in JSON too, where an echoed prediction never counts; a text that
-    opens with a category and a stop; the one category that is mentioned and neither negated nor asked about.
-    """
+    categories, a line each); "Category: X", in JSON too, where an echoed prediction never counts; an opening
+    "X: ..."; the one category that is mentioned and neither negated nor asked about."""
     text = text.rsplit("</think>", 1)[-1]
     if "<think>" in text:
         return None
@@ -144,7 +139,8 @@ def parse_category(text: str) -> Category | None:
     text = " ".join(_ECHO.sub(" ", text).split())
     found = set(_MARKER.findall(text))
     found = found or set(re.findall(rf"^\W*{_NAME}\W{{0,3}}?[.:;(]", text))
-    found = found or {m[1] for m in _MENTION.finditer(text) if not _VOID.search(text[:m.start()])}
+    found = found or {m[1] for m in re.finditer(rf"\b{_NAME}\b(?!\W*\?)", text)  # a question is no verdict
+                      if not _VOID.search(text[:m.start()])}
     return _BY_NAME[found.pop()] if len(found) == 1 else None
 
 
@@ -155,8 +151,7 @@ def judge_groups(judge: Judge, truths: Sequence[str], groups: Sequence[Sequence[
     """Judges B groups of parsed answers in one call: where a judge's None and a malformed None meet.
 
     truths: B labels; groups: B lists of answers, None = malformed (never shown to the judge). Returns B lists
-    of Category, None or JUDGE_ERROR. Raises ValueError where the judge gives another number of verdicts.
-    """
+    of Category, None or JUDGE_ERROR. Raises ValueError where the judge gives another number of verdicts."""
     pairs = [(t, a) for t, group in zip(truths, groups, strict=True) for a in group if a is not None]
     verdicts = judge(pairs) if pairs else []
     if len(verdicts) != len(pairs):
@@ -178,8 +173,7 @@ class TaxonomyJudge(_Settled):
     parents: name -> parent, None or no entry for a root. synonyms: other name -> name in the tree. The truth
     or its synonym is Specific; a refusal that is no name in the tree Abstain; a root above the truth Generic;
     its parent Less Specific; any higher Generic; below the truth More Specific; the rest Wrong. A truth that
-    the tree does not hold can only be matched or refused. Raises ValueError for a tree with a circle.
-    """
+    the tree does not hold can only be matched or refused. Raises ValueError for a tree with a circle."""
     last_error = "a truth that the tree does not hold"
 
     def __init__(self, parents: Mapping[str, str | None], synonyms: Mapping[str, str] | None = None):
@@ -204,7 +198,7 @@ class TaxonomyJudge(_Settled):
             tree = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(tree["parents"], tree.get("synonyms"))
         except (ValueError, LookupError, TypeError, AttributeError) as e:
-            raise ValueError(f'{path}: expected {{"parents": {{name: parent or null}}, ...}} ({e!r})') from None
+            raise ValueError(f'{path}: expected {{"parents": {{name: parent or null}}}} ({e!r})') from None
 
     def judge_one(self, truth: str, answer: str) -> Category | None:
         return self([(truth, answer)])[0]
@@ -228,7 +222,6 @@ class TaxonomyJudge(_Settled):
 
 
 # ---- What a language model is asked
-
 INSTRUCTIONS = """You grade answers to the question "what is in this picture?". You see only the true label \
 and the answer, never the picture. Compare what they mean, not how they are spelt, and reply with exactly \
 one of these six categories and nothing else:
@@ -254,8 +247,8 @@ EXAMPLES = [  # two of each category, no class of any evaluation set
 
 
 def load_prompt(name: str) -> tuple[str, list]:
-    """(instructions, examples for chat turns): "short" for small models, "detailed" for 7B and above, or a text
-    file with instructions of one's own, without examples."""
+    """(instructions, examples for chat turns): "short" for small models, "detailed" for 7B and above, or a
+    text file with instructions of one's own, without examples."""
     ours = {"short": (INSTRUCTIONS, EXAMPLES), "detailed": (INSTRUCTIONS + GUIDE, EXAMPLES)}
     if name not in ours and not Path(name).is_file():
         raise OSError(f"no judge prompt {name!r}: choose short, detailed, or a text file")
@@ -277,9 +270,8 @@ class LLMJudge(_Settled):
 
     mode "choice": the category whose tokens, end token included, have the largest summed log-probability (no
     length normalisation: that favours many-token names), so there is a verdict unless the model returns NaN.
-    The prompt that all pairs share is encoded once; pairs and categories are scored side by side in rows of
-    about row_tokens on top of it, each seeing only itself. mode "generate": the model's greedy words, parsed.
-    """
+    The prompt that all pairs share is encoded once; pairs and categories are scored side by side on top of it
+    in rows of about row_tokens, each seeing only itself. mode "generate": the model's words, parsed."""
     last_error = "a reply without a verdict"
 
     def __init__(self, model, tokenizer, mode: str = "choice", row_tokens: int = 1024,
@@ -392,9 +384,7 @@ class ServerJudge(_Settled):
     categories are offered as a constrained choice (vLLM's fields). A request has `timeout` seconds and
     `retries` more tries after growing pauses (or the server's Retry-After, 30 s at most); then there is no
     verdict, and last_error says why. As many failures in a row as there are workers, or a refused key, end a
-    call. Raises ValueError for an address that is no http(s) URL or holds a password.
-    """
-
+    call. Raises ValueError for an address that is no http(s) URL or holds a password."""
     def __init__(self, url: str, model: str, key_file: str | None = None, prompt: str = "detailed",
                  timeout: float = 30.0, retries: int = 2, workers: int = 16, pause: float = 0.5):
         if not re.fullmatch(r"https?://([\w.-]+|\[[\da-f:.]+\])(:[1-6]?\d{1,4})?(/[^?#@\s]*)?", url):
@@ -469,9 +459,7 @@ class CachedJudge(_Settled):
     """A judge behind a SQLite file of verdicts by (judge and prompt, truth, answer), normalised; no errors.
 
     Safe for several processes and kill -9: each call's verdicts are one transaction. A file that is no sound
-    database is set aside with a warning. hits, misses: distinct pairs so far.
-    """
-
+    database is set aside with a warning. hits, misses: distinct pairs so far."""
     def __init__(self, judge: Judge, path):
         self.judge, self.path, self.hits, self.misses = judge, Path(path), 0, 0
         self.key = hashlib.sha256(judge.key.encode()).hexdigest()
@@ -535,8 +523,7 @@ def audit(rows: Sequence[Mapping], verdicts: Sequence[Category | None], n: int =
     """How far to trust a judge on labelled pairs, rows with ground_truth, prediction and category.
 
     No verdict is a miss. balanced: mean recall of Wrong and of not Wrong. For the reward, groups of n rows
-    are drawn, and the bar and rewards by the labels compared with those by the verdicts.
-    """
+    are drawn, and the bar and rewards by the labels compared with those by the verdicts."""
     right = [_BY_NAME[row["category"]] for row in rows]
     judged = [(r, v, row) for r, v, row in zip(right, verdicts, rows) if v is not None]
     if not judged:
