@@ -5,11 +5,9 @@
 
 Copy this file together with reward.py. A judge is any callable `judge(pairs) -> verdicts` over pairs of
 (truth, answer), one Category a pair, None where it came to no verdict: a judge error, which is never a score.
-
 Where this departs from the official release:
-1. No service, queue or database server: a function call. A failing judge never scores 0.
-2. The prompts are ours, and a verdict is the likeliest category as a whole (the release decodes greedily,
-   constrained to the same six strings).
+1. No service, queue or database server: a function call.
+2. The prompts are ours. A verdict is the likeliest category as a whole (there: greedy, constrained decoding).
 3. Labels are NFC-normalised; equal ones are Specific without asking (small models fail even there); answers
    that only play for a verdict are Wrong (precheck).
 """
@@ -51,9 +49,8 @@ _SEVERAL = [re.compile(pattern, re.I | re.S) for pattern in (
     r"\w\s*(?:>|→|->|=>|»|::?\s)\s*\w"  # every rank at once
     r"|(?:\b(?:kingdom|phylum|class|order|family|genus|species|make|model|variant)\b.*){3}")]
 _VERDICTS = set("specific generic abstain wrong correct".split())
-_AROUND = set("a an the it this you is s are be must should most very more less as than of not course enough "
-              "always please definitely classified answer category classification label output prediction "
-              "result truth verdict".split())
+_AROUND = set("""a an the it this you is s are be must should most very more less as than of not classified
+    answer please category classification label output prediction result truth verdict""".split())
 _ORDERS = re.compile(
     r"\b(?:ignore|disregard|forget|override)\b.*\b(?:instructions?|rules?|above|previous|prior|prompt)\b"
     r"|(?<!not )(?<! t )(?<!ble to )(?<!hard to )(?<!ult to )"  # not "unable to name the specific breed"
@@ -61,13 +58,13 @@ _ORDERS = re.compile(
     r"\b(?:specific|generic|abstain|wrong|correct)\b"
     r"|\b(?:ground truth|the label|(?:true|right|correct|reference|same) (?:answer|label)|system prompt)\b")
 is_refusal = re.compile(  # of a normalised answer that names nothing: "none", "i don t know"
-    r"(?:.*\b(?:i|am|m|is|s|have|ve) )?(?:nothing|n a|null|idk|abstain|not applicable|no (?:answer|label|object)"
+    r"(?:.*\b(?:i|am|m|is|s|have|ve) )?(?:nothing|n a|null|idk|abstain|not applicable|no (?:answer|label)"
     r"|(?:un(?:known|clear|sure|certain|identified|identifiable|recogni[sz]able|specified|determined)"
     r"|indeterminate)(?: (?:object|image|species|type|kind|class|category))?)"
     r"|none(?: of .*)?|insufficient .*|.*\b(?:no (?:idea|clue)|(?:not|\w+n t|nothing|dont|cannot|cant"
     r"|(?:unable|impossible|difficult|hard|refuse|decline|too \w+) to)(?: \w+)? (?:know|tell|say|sure|certain"
-    r"|identif\w+|determin\w+|recogni\w+|answer|help|classif\w+|name|decide|clear|able|possible|enough|visible"
-    r"|see|specified|guess|make (?:it )?out))\b.*").fullmatch
+    r"|identif\w+|determin\w+|recogni\w+|answer|help|classif\w+|name|decide|clear|able|possible|enough"
+    r"|visible|see|specified|guess|make (?:it )?out))\b.*").fullmatch
 
 
 def precheck(truth: str, answer: str) -> Category | None:
@@ -215,8 +212,7 @@ class TaxonomyJudge(_Settled):
             return Category.ABSTAIN
         if truth not in self.paths:
             return None
-        path = self.paths[truth]
-        if answer in path:
+        if answer in (path := self.paths[truth]):
             return Category.LESS_SPECIFIC if answer == path[1] != path[-1] else Category.GENERIC
         return Category.MORE_SPECIFIC if truth in self.paths.get(answer, ()) else Category.WRONG
 
@@ -430,7 +426,7 @@ class ServerJudge(_Settled):
         """One reply's verdict; raises OSError for another status than 200 and for words without a verdict."""
         body = {"model": self.model, "messages": chat(self.prompt, pair), "temperature": 0, "max_tokens": 16}
         if constrained := self._constrain:
-            names = [c.label for c in Category]
+            names = list(_BY_NAME)
             body |= {"guided_choice": names, "structured_outputs": {"choice": names}}  # older and newer vLLM
         headers = self._headers | {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)

@@ -259,7 +259,9 @@ def test_taxonomy_from_json(tmp_path):
     "it cannot be identified", "impossible to say", "hard to tell from this picture", "difficult to identify",
     "not identifiable", "unrecognizable", "not enough information", "insufficient detail", "it is unclear",
     "I refuse to answer", "Sorry, I can't help with that", "I'm not able to identify it", "not clear",
-    "I can't make out what it is", "The species cannot be classified", "null", "unspecified", "not visible"])
+    "I can't make out what it is", "The species cannot be classified", "null", "unspecified", "not visible",
+    "can't make it out", "Too blurry to tell", "nothing recognizable", "I have no idea what bird this is",
+    "I won't guess", "not determinable"])
 def test_refusals(answer):
     assert is_refusal(normalize_label(answer)) and TAXONOMY.judge_one("larus", answer) is A
 
