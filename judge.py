@@ -105,7 +105,7 @@ _BY_NAME = {c.label: c for c in Category}
 _NAME = "(less specific|more specific|specific|generic|abstain|wrong)"
 _MARKER = re.compile(r"\b(?:(?:classification|category|verdict)[\"'*`]*(?:\s+is)?\s*[:=]?"
                      r"|(?:label|answer|judge?ment)[\"'*`]*\s*[:=])"
-                     rf"[\s\"'*`(\[]*{_NAME}\b(?!\W*(?:\?|or\b))")
+                     rf"[\s\"'*`(\[]*{_NAME}\b(?!\W*(?:[?/|]|or\b))")
 _ECHO = re.compile(r"\b(?:truth|true label|prediction)[\"']?\s*:\s*(?:\"[^\"]*|[^,;>\n]*)")
 _VOID = re.compile(                                       # what takes back the category that follows
     r"(?:\b(?:not|never|neither|nor|non|no|nothing|hardly|without|cannot|far from|instead of|rather than)"
@@ -129,7 +129,7 @@ def parse_category(text: str) -> Category | None:
     text = re.sub(r"<\|.*?\|>|</?\w+>", " ", text)                      # control tokens, <answer> tags
     text = re.sub(r"(?<=\s)[-‐-―](?=\s)", ":", text)                    # "wrong - because": "wrong: because"
     text = re.sub(r"[-_‐-―]", " ", text).strip()
-    first, *more = [re.sub(r"^\W+|\W+$", "", line) for line in text.split("\n")]
+    first, *more = [re.sub(r"^\W+|[^\w?]+$", "", line) for line in text.split("\n")]
     if first in _BY_NAME:
         others = set(more) - {first, ""}
         return None if others and others <= _BY_NAME.keys() else _BY_NAME[first]

@@ -126,7 +126,9 @@ VERDICTS = {
         "The ground truth is specific", "The true label is generic", "less\nspecific\nor\nmore specific",
         "Would it be generic? Or wrong?", '{"ground_truth": "generic drug", "prediction": "wrong number"',
         "It is not less specific.", "less", "I would not say it is... ", "more specific or specific",
-        "<think>generic</think>\n<think>wrong"],
+        "<think>generic</think>\n<think>wrong", "wrong?", "Verdict: less specific/generic",
+        "more specific\nless specific",
+        "Verdict: less specific or generic", "I don't think this is specific", "I would not call it wrong."],
 }
 
 
