@@ -514,7 +514,6 @@ def open_judge(name: str, model: str | None = None, mode: str = "choice", prompt
     return CachedJudge(judge, cache) if cache else judge
 
 
-
 def audit(rows: Sequence[Mapping], verdicts: Sequence[Category | None], n: int = 8, draws: int = 5000) -> str:
     """How far to trust a judge on labelled pairs, rows with ground_truth, prediction and category.
 
