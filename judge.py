@@ -285,7 +285,7 @@ class LLMJudge(_Settled):
         after = tokenizer.apply_chat_template(turns, tokenize=False).partition("abstain")[2]
         self.end_id = (self._encode(after) or [tokenizer.eos_token_id])[0]  # it ends a turn, not always eos
         self.options = [self._encode(c.label) + [self.end_id] for c in Category]
-        self._prefix, self._cache = self._encode(self._prompt(("?", "?"))), None
+        self._prefix, self._cache = [], None
 
     @classmethod
     def load(cls, name: str, device="cpu", **kwargs) -> "LLMJudge":
@@ -324,16 +324,16 @@ class LLMJudge(_Settled):
     def _own_tokens(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """What each pair adds to the prompt that all share, whose key-value cache stays for later calls."""
         from transformers import DynamicCache
-        rows = [self._encode(self._prompt(p)) for p in pairs]
-        low, high = min([*rows, self._prefix]), max([*rows, self._prefix])  # what these two share, all share
+        rows = [self._encode(self._prompt(p)) for p in [*pairs, ("?", "?")]]  # as different as can be
+        low, high = min(rows), max(rows)                                     # what these two share, all share
         shared = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), len(low))
         shared = min(shared, *(len(r) - 1 for r in rows))  # at least one token of its own to predict from
-        if self._cache is None or shared != len(self._prefix):
+        if self._cache is None or low[:shared] != self._prefix:
             cache = DynamicCache(config=self.model.config)
             if shared:
                 self._logits(low[:shared], cache)
             self._prefix, self._cache = low[:shared], cache
-        return [r[shared:] for r in rows]
+        return [r[shared:] for r in rows[:-1]]
 
     def log_likelihoods(self, pairs: Sequence[Pair]):
         """(len(pairs), 6) float32: log-probability of each category, end token included; pairs normalised."""

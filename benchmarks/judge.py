@@ -125,7 +125,7 @@ def main() -> None:
     lengths = [len(judge._encode(judge._prompt(pair))) for pair in pairs]
     few_first, few_full, again = pairs[:16], pairs[:8], 20
     judge.log_likelihoods(pairs[:2])                 # warm up: the first forward of a process is slow
-    judge._cache = None                              # and forget the shared prompt again
+    judge._prefix, judge._cache = [], None           # and forget the shared prompt again
 
     first, *plain = clock(plain_first, judge, few_first)
     full, *plain6 = clock(plain_full, judge, few_full)
