@@ -328,12 +328,12 @@ class LLMJudge(_Settled):
         low, high = min(rows), max(rows)                                     # what these two share, all share
         shared = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), len(low))
         shared = min(shared, *(len(r) - 1 for r in rows))  # at least one token of its own to predict from
-        if self._cache is None or low[:shared] != self._prefix:
+        if self._cache is None or low[:shared][:len(self._prefix)] != self._prefix:
             cache = DynamicCache(config=self.model.config)
             if shared:
                 self._logits(low[:shared], cache)
             self._prefix, self._cache = low[:shared], cache
-        return [r[shared:] for r in rows[:-1]]
+        return [r[len(self._prefix):] for r in rows[:-1]]
 
     def log_likelihoods(self, pairs: Sequence[Pair]):
         """(len(pairs), 6) float32: log-probability of each category, end token included; pairs normalised."""
