@@ -33,7 +33,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, verdict=lambda truth, answer: "generic", port=0, secret=None, silence=2.0):
         super().__init__(("127.0.0.1", port), Handler)
         self.verdict, self.secret, self.silence, self.target = verdict, secret, silence, ""
-        self.script = lambda number, pair: "right"
+        self.script, self.headers = lambda number, pair: "right", {}  # headers: of a bad status
         self.lock, self.requests = threading.Lock(), []  # dicts of path, headers, body, pair
         self.port = self.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -92,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
         elif how in LIES:
             self.reply(200, LIES[how])
         elif how in STATUS:
-            self.reply(STATUS[how], b'{"error": {"message": "no"}}')
+            self.reply(STATUS[how], b'{"error": {"message": "no"}}', **server.headers)
         elif how == "redirect":
             self.reply(302, b"", Location=server.target + self.path)
         elif how == "half":

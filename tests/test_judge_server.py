@@ -146,6 +146,16 @@ def test_a_server_that_is_gone_is_given_up_within_few_requests(server):
     assert "refused" in judge.last_error
 
 
+def test_a_retry_waits_as_long_as_the_server_asks_but_no_longer_than_half_a_minute(server, monkeypatch):
+    waited, sleep = [], time.sleep
+    monkeypatch.setattr(judges.time, "sleep", lambda s: waited.append(s) if s > 1 else sleep(s))
+    for asked, wait in (("7", [7]), ("86400", [30]), ("Wed, 21 Oct 2026 07:28:00 GMT", []), ("-3", [])):
+        server.headers, waited[:] = {"Retry-After": asked}, []
+        server.script = lambda number, pair: "right" if number else "429"
+        server.requests.clear()
+        assert ask(server, workers=1)(PAIRS[:2]) == RIGHT[:2] and waited == wait
+
+
 def test_a_dripping_server_is_given_up(server):
     """Its reply would be right in the end, and no single byte is late."""
     server.always("drip")
