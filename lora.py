@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -96,7 +97,10 @@ def save_adapter(model: nn.Module, folder, base_name: str = "") -> None:
               "target_modules": rf"{re.escape(decoder)}\..*\.({'|'.join(targets)})",
               "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True, "use_rslora": False}
     state = {k: v.detach().cpu().contiguous() for k, v in lora_state(model).items()}
-    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as e:  # a full disk
+        raise OSError(f"cannot write the adapter into {folder}: {e}") from None
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
@@ -116,10 +120,15 @@ def set_lora_state(model: nn.Module, state: dict[str, Tensor], source="the adapt
 
 def load_adapter(model: nn.Module, folder) -> None:
     """Adds the adapter that save_adapter, or PEFT, wrote into the folder. Raises OSError where there is none,
-    ValueError where it does not fit."""
+    ValueError where it is broken or does not fit."""
     folder = Path(folder)
     if not (folder / "adapter_config.json").is_file():
         raise OSError(f"no adapter in {folder}: there is no adapter_config.json")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    add_lora(model, config["r"], config["lora_alpha"])
-    set_lora_state(model, load_file(folder / "adapter_model.safetensors"), f"the adapter {folder}")
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        rank, alpha = config["r"], config["lora_alpha"]
+        state = load_file(folder / "adapter_model.safetensors")
+    except (ValueError, LookupError, TypeError, SafetensorError) as e:
+        raise ValueError(f"the adapter {folder} is broken: {e!r}") from None
+    add_lora(model, rank, alpha)
+    set_lora_state(model, state, f"the adapter {folder}")

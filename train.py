@@ -9,7 +9,13 @@ A run folder holds config.json, log.jsonl (a line a step), samples.jsonl (a line
 its rung, the bar, the rewards), adapter/ (PEFT's format), state.pt (what --resume needs), eval.json (before
 and after, on test), report.html (all of it as a page).
 
-Where this departs from the official release, README says with its reasons, and each option's line in --help.
+Where this departs from the official release (README says why):
+1. Losses have one denominator for the whole optimizer step, counted before it is split; verl's is per
+   micro-batch.
+2. A judge error takes its whole group out of the step; there it scores 0 for every answer of the batch.
+3. N = 8 rollouts an image (release: 10), images up to 512 x 28 x 28 pixels (release: longer prompts are
+   dropped), 512 new tokens (release: 2048), validation on unused training images (release: on test).
+4. Only temperature shapes the sampled distribution, and the same distribution is scored.
 """
 
 import argparse
@@ -32,11 +38,11 @@ from tqdm import tqdm
 import data
 import report
 from evaluate import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, ask, before_and_after, category_name,
-                      comparison, evaluate, first_line, is_toy, load_judge, load_policy, question_for, trust,
+                      evaluate, first_line, is_toy, load_judge, load_policy, question_for, trust,
                       write_json)
 from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, masked_mean, policy_loss
 from judge import JUDGE_ERROR, judge_groups
-from metrics import average, group_figures
+from metrics import average, comparison, group_figures
 from policy import adapters_off, completion_logprobs, encode, lora_state, save_adapter, set_lora_state
 from reward import SCHEMES, Category, dynamic_bar, inject_noise, speciarl_rewards, static_rewards
 from rollout import Group, sample, seed_for, stack

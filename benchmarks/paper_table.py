@@ -95,7 +95,7 @@ def run_one(method: str, seed: int, split: str, out: Path, options: list[str]) -
         train.before_and_after, train.comparison = lambda *args: {}, lambda *args: ""
         folder = file.with_suffix(".run")
         adapter = folder / "adapter"
-        if not adapter.exists():
+        if not (folder / "eval.json").exists():  # written at the very end
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
             train.main(["--data", "toy-bird", "--seed", str(seed), "--out", str(folder), "--eval-every", "0",
                         *METHODS[method], *options])
@@ -245,6 +245,11 @@ def main() -> None:
         import torch
         torch.set_num_threads(1)
         return run_one(args.one, args.seeds[0], args.split, out, shlex.split(args.options))
+
+    told = out / f"options-{args.split}.txt"  # a table is of one recipe
+    if told.exists() and told.read_text() != args.options:
+        sys.exit(f"paper_table.py: runs in {out} had the options {told.read_text()!r}: give another --out")
+    told.write_text(args.options)
 
     # "base" first: it makes the seed's policy, which two runs at a time would both make
     jobs = [("base", s) for s in args.seeds]

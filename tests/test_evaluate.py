@@ -213,7 +213,7 @@ def test_a_real_model_goes_on_to_the_same_bytes(checkpoint, cub, tree, tmp_path,
     def ask(*args, **kwargs):
         calls.append(1)
         if len(calls) == 3:
-            raise KeyboardInterrupt  # not in exec(): Python remembers that, and exits with 130 at its very end
+            raise KeyboardInterrupt  # not by exec(): Python remembers that, and exits with 130
         return real(*args, **kwargs)
     monkeypatch.setattr(ev, "ask", ask)
     with pytest.raises(SystemExit):
@@ -460,6 +460,6 @@ def test_comparison_averages_the_unseen_sets_own_figures():
         return {"correctness": 1.0, "specificity": hm, "harmonic_mean": hm, "n": 10, "malformed": 0}
     sets = {"toy-bird": (0.5, 0.9), "toy-fish": (0.2, 0.6), "toy-flower": (0.4, 0.7)}
     results = {"greedy": {name: {"before": cell(a), "after": cell(b)} for name, (a, b) in sets.items()}}
-    text = ev.comparison(results, ["toy"]).splitlines()
+    text = metrics.comparison(results, ["toy"]).splitlines()
     assert "toy-bird (trained on)" in text[1]
     assert "mean of the unseen" in text[-1] and text[-1].split()[-3:] == ["0.300", "->", "0.650"]

@@ -95,7 +95,8 @@ VERDICTS = {
         "It is more specific, not less specific.", "More specific: the label is generic.",
         "The answer adds the breed (a beagle), so it is more specific."],
     None: [
-        "generic\n\nwrong\nabstain", "It's wrong. A generic answer would be bird.", "", "less", "more", "abst",
+        "generic\n\nwrong\nabstain", "It's wrong. A generic answer would be bird.", "", "less", "more",
+        "abst",
         "gener", "wron", "not specific", "not wrong", "It is not generic.", "isn't wrong",
         "This is not really specific", "never generic", "neither wrong nor generic", "wrong or generic",
         "generic/less specific", "It could be specific or wrong.", "specific, more specific",
@@ -281,7 +282,8 @@ def test_names_that_look_like_refusals(answer):
 # A language model in this process
 
 PAIRS = [("herring gull", "gull"), ("robin", "bird"), ("robin", "european robin"), ("rose", "i don t know"),
-         ("boeing 737-800", "boeing 737-800 of a long name that goes on and on"), ("a", "b"), ("rose", "thorn")]
+         ("boeing 737-800", "boeing 737-800 of a long name that goes on and on"), ("a", "b"),
+         ("rose", "thorn")]
 
 
 @pytest.fixture(scope="module")

@@ -126,5 +126,25 @@ with adapters_off(model):
 assert not torch.allclose(model(ids).logits, base()(ids).logits)
 """], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_an_adapter_that_is_gone_or_broken_says_so_in_one_line(policy, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no adapter in .*nothing"):
-        lora.load_adapter(None, tmp_path / "nothing")
+        lora.load_adapter(policy.model, tmp_path / "nothing")
+    lora.save_adapter(policy.model, tmp_path)
+    weights, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(ValueError, match="the adapter .* is broken"):
+        lora.load_adapter(policy.model, tmp_path)
+    weights.write_bytes(whole)
+    for text in ("{}", "[]", "{"):
+        config.write_text(text)
+        with pytest.raises(ValueError, match="the adapter .* is broken"):
+            lora.load_adapter(policy.model, tmp_path)
+
+    def full(*args, **kwargs):
+        raise lora.SafetensorError("No space left on device")
+    monkeypatch.setattr(lora, "save_file", full)
+    with pytest.raises(OSError, match="cannot write the adapter into .*No space left"):
+        lora.save_adapter(policy.model, tmp_path)
