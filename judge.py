@@ -106,7 +106,7 @@ _NAME = "(less specific|more specific|specific|generic|abstain|wrong)"
 _MARKER = re.compile(r"\b(?:(?:classification|category|verdict)[\"'*`]*(?:\s+is)?\s*[:=]?"
                      r"|(?:label|answer|judge?ment)[\"'*`]*\s*[:=])"
                      rf"[\s\"'*`(\[]*{_NAME}\b(?!\W*(?:[?/|]|or\b))")
-_ECHO = re.compile(r"\b(?:truth|true label|prediction)[\"']?\s*:\s*(?:\"[^\"]*|[^,;>\n]*)")
+_ECHO = re.compile(r"\b(?:truth|true label|prediction)[\"']?\s*:\s*(?:\"[^\"]*|[^,;.>\n]*)")
 _VOID = re.compile(                                       # what takes back the category that follows
     r"(?:\b(?:not|never|neither|nor|non|no|nothing|hardly|without|cannot|far from|instead of|rather than)"
     r"|n['’]t)(?:\s+(?!but|and|so|hence|thus|therefore|because|which|making|doubt)[\w'’]+){0,4}\s+[\"'*`]*$"
