@@ -1,3 +1,4 @@
+import json
 import random
 
 import pytest
@@ -41,12 +42,14 @@ def test_a_mixed_sets_parts_come_from_one_stream(tmp_path):
     """500 each of cub, food, flowers, pets, aircraft and cars start like this in the release."""
     rng, sizes = random.Random(42), (5994, 50500, 4093, 2944, 3334, 8144)
     assert [data._subset(range(n), 500, rng)[0] for n in sizes] == [5238, 7104, 2329, 1208, 3228, 2377]
-    folder, rng = trees.cub(tmp_path), random.Random(42)
+    folder, file, rng = trees.cub(tmp_path), tmp_path / "own.jsonl", random.Random(42)
+    rows = [{"image": f"{i}.png", "label": "a", "split": "train" if i else "test"} for i in range(60)]
+    file.write_text("\n".join(map(json.dumps, rows)))
     rng.sample(range(12), 5)
-    second = data.load("cub", root=folder, limit=5, seed=rng)
-    assert second != data.load("cub", root=folder, limit=5)
-    example = train.load_data(train.Config(data="cub,cub", root=str(folder), limit=5, images_per_step=1))[0]
-    assert example == data.load("cub", root=folder, limit=5) + second
+    second = data.load(str(file), limit=5, seed=rng)
+    assert second != data.load(str(file), limit=5)
+    config = train.Config(data=f"cub,{file}", root=str(folder), limit=5, images_per_step=1)
+    assert train.load_data(config)[0] == data.load("cub", root=folder, limit=5) + second
 
 
 def test_validation_images_are_unused_training_images(tmp_path):
