@@ -4,8 +4,9 @@ As a library: `groups = sample(policy, images, ids, PROMPTS["base"], n=8, seed=0
 
 Image and prompt are encoded once; the prompt's cache is forked N times and `model.generate` continues all
 rows together, those that have ended being dropped on the way. Sampling is by temperature alone, with random
-numbers drawn ahead for each (seed, stream, image, n): an answer does not depend on what else is in the batch,
-and no random state needs saving.
+numbers drawn ahead for each (seed, stream, image, n): no random state needs saving, and an answer does not
+depend on what else is in the batch (but where rounding decides: one in some hundreds in float32, more of them
+in bfloat16).
 
 Where this departs from the official release:
 1. Hugging Face `generate` in this process instead of a vLLM server; the questions are in our own words.

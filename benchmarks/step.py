@@ -198,7 +198,9 @@ def trl(tokens: int, steps: int = 6) -> dict:
 
 def dropping(count: int) -> dict:
     """Rollouts of `count` images alone, their lengths spread evenly over 50 .. 150: ended rows dropped; run
-    to the end; and run to the end on transformers' own cache, as `generate` does by itself."""
+    to the end; and run to the end on transformers' own cache, as `generate` does by itself. Answers are the
+    same but where a random number lies within rounding of the edge between two tokens: "differ" counts those
+    rows (another number of rows is multiplied in another order)."""
     policy, images = build(), tiny.pictures(*[(SIDE, SIDE)] * count)
     decode, eos, found = rollout._decode, policy.eos_ids[0], {}
 
@@ -223,11 +225,14 @@ def dropping(count: int) -> dict:
         start = time.process_time()
         groups = rollout.sample(policy, images, list(map(str, range(count))), QUESTION, N, max_new_tokens=150)
         found.setdefault(name, []).append(time.process_time() - start)
-        texts = [g.completions.masked_fill(~g.mask, 0).tolist() for g in groups]
-        assert found.setdefault("texts", texts) == texts, "answers must not depend on dropping rows"
+        rows = [row[mask].tolist() for g in groups for row, mask in zip(g.completions, g.mask)]
+        differ = sum(a != b for a, b in zip(rows, found.setdefault("rows", rows)))
+        found["differ"] = max(differ, found.get("differ", 0))
+        assert differ <= max(1, 0.01 * len(rows)), f"{differ} answers depend on dropping rows"
         lengths = [int(x) for g in groups for x in g.mask.sum(1)]
         assert min(lengths) == 50 and max(lengths) == 150
-    return {name: median(found[name][1:]) for name in ("dropped", "kept", "plain")}
+    return {name: median(found[name][1:]) for name in ("dropped", "kept", "plain")} | {
+        "differ": found["differ"]}
 
 
 def growth(tokens: int) -> dict:
@@ -290,7 +295,7 @@ def main() -> None:
     if args.only in (None, "dropping"):
         for count in (2, 8, 32):
             seen = child("dropping", count)
-            print(f"\nrollout of {count} x {N}, lengths spread over 50..150, the same answers: "
+            print(f"\nrollout of {count} x {N}, lengths spread over 50..150, {seen['differ']} answers differ: "
                   f"{seen['dropped']:.2f} s; with ended rows kept {seen['kept']:.2f} s, "
                   f"{seen['kept'] / seen['dropped']:.2f}x; and on transformers' own cache "
                   f"{seen['plain']:.2f} s, {seen['plain'] / seen['dropped']:.2f}x")
