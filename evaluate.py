@@ -218,7 +218,7 @@ def evaluate(policy, judge: Judge, examples: list[data.Example], question: str, 
 
 
 def before_and_after(policy, judge: Judge, tests: dict[str, list], question: str, max_new_tokens: int,
-                     seed: int, most_errors: float = 1.0) -> dict:
+                     seed: int, most_errors: float = 1.0, rows: int = 256) -> dict:
     """Every test set, greedy and one sample at temperature 1, with the adapters off (the model as it came)
     and on."""
     results = {}
@@ -227,7 +227,7 @@ def before_and_after(policy, judge: Judge, tests: dict[str, list], question: str
             for name, examples in tests.items():
                 with adapters_off(policy.model) if when == "before" else nullcontext():
                     result = evaluate(policy, judge, examples, question, 1, temperature, max_new_tokens, seed,
-                                      label=f"{when} {name}")
+                                      rows, f"{when} {name}")
                 s = result["summary"]
                 trust(judge, s.judge_errors, s.n + s.judge_errors, most_errors, f"answers to {name}")
                 results.setdefault(how, {}).setdefault(name, {})[when] = s.to_json()

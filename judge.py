@@ -44,10 +44,12 @@ def normalize_label(text: str) -> str:
 
 # ---- Answers that play for a verdict
 _SEVERAL = [re.compile(pattern, re.I | re.S) for pattern in (
-    r"\bor\b", r"[^\W\d_]{3,}\s*/\s*[^\W\d_]{3,}|\d\d\s*/\s*(?:\d{3}|[a-z]+-?\d)",  # "737/747", no "F/A-18"
+    r"(?:(?<![^\W_])(?<!['’])|_)or(?:\b|_)",  # no "coq d'or"
+    r"[^\W\d_]{3,}\s*/\s*[^\W\d_]{3,}|\d\d\s*/\s*(?:\d{3}|[a-z]+-?\d)",  # "737/747", no "F/A-18"
     r"\w\W*(?:,(?!\d|\s*(?:19|20)\d\d\b)|[;|\n•、，；])\W*\w",  # a list, but not "1,000", "TT Coupe, 2012"
-    r"\w\s*(?:>|→|->|=>|»|::?\s)\s*\w"  # every rank at once
-    r"|(?:\b(?:kingdom|phylum|class|order|family|genus|species|make|model|variant)\b.*){3}")]
+    r"\w\s*(?:>|→|->|=>|»|::)\s*\w"  # every rank at once, but not "species: robin"
+    r"|\b(?!(?:answer|breed|kind|name|species|type)\b)\w+\s*:\s+\w|\bmake\b.*\bmodel\b.*\bvariant\b"
+    r"|(?:\b(?:kingdom|phylum|class|order|family|genus|species)\b.*){3}")]
 _VERDICTS = set("specific generic abstain wrong correct".split())
 _AROUND = set("""a an the it this you is s are be must should most very more less as than of not classified
     answer please category classification label output prediction result truth verdict""".split())
@@ -90,7 +92,8 @@ def settle(pairs: Sequence[Pair], ask: Judge) -> list[Category | None]:
     clean = [(normalize_label(truth), normalize_label(answer)) for truth, answer in pairs]
     asked = list(dict.fromkeys(c for c, f in zip(clean, found) if f is None and c[0] != c[1]))
     told = dict(zip(asked, ask(asked), strict=True)) if asked else {}
-    return [told.get(c, Category.SPECIFIC) if f is None else f for c, f in zip(clean, found)]
+    verdicts = [Category.SPECIFIC if c[0] == c[1] else told.get(c) for c in clean]
+    return [v if f is None else f for v, f in zip(verdicts, found)]
 
 
 class _Settled:
@@ -411,7 +414,7 @@ class ServerJudge(_Settled):
             if self._failed >= self.workers:
                 return None
             try:
-                verdict, self._failed = self._request(pair), 0
+                verdict, self._failed = self._request(pair, self._constrain), 0
                 return verdict
             except OSError as e:
                 why = str(e)
@@ -422,10 +425,10 @@ class ServerJudge(_Settled):
             self.last_error = why[:100]
         self._failed += 1
 
-    def _request(self, pair: Pair) -> Category:
+    def _request(self, pair: Pair, constrain: bool) -> Category:
         """One reply's verdict; raises OSError for another status than 200 and for words without a verdict."""
         body = {"model": self.model, "messages": chat(self.prompt, pair), "temperature": 0, "max_tokens": 16}
-        if constrained := self._constrain:
+        if constrain:
             names = list(_BY_NAME)
             body |= {"guided_choice": names, "structured_outputs": {"choice": names}}  # older and newer vLLM
         headers = self._headers | {"Content-Type": "application/json"}
@@ -436,9 +439,10 @@ class ServerJudge(_Settled):
                 reply += chunk
                 if time.monotonic() > end or len(reply) > 1_000_000:  # dripping bytes reset no clock
                     raise TimeoutError("the reply did not end in time")
-        if response.status in (400, 422) and constrained:
-            self._constrain = False
-            return self._request(pair)
+        if response.status in (400, 422) and constrain:
+            verdict = self._request(pair, False)
+            self._constrain = False  # it was the constraint, not this pair, that the server refused
+            return verdict
         if response.status in (401, 403, 404):  # no retry mends a wrong key or address
             self._failed = self.workers
         if response.status != 200:
@@ -509,8 +513,8 @@ def open_judge(name: str, model: str | None = None, mode: str = "choice", prompt
     else:
         try:
             judge = LLMJudge.load(name, device, mode=mode, prompt=prompt)
-        except (OSError, ValueError) as e:
-            raise OSError(f"cannot load the judge {name!r}: {str(e).splitlines()[0]}") from None
+        except (OSError, ValueError, ImportError) as e:  # ImportError: a quantised model without its package
+            raise OSError(f"cannot load the judge {name!r}: {str(e).strip().splitlines()[0]}") from None
     return CachedJudge(judge, cache) if cache else judge
 
 

@@ -128,7 +128,10 @@ def load_adapter(model: nn.Module, folder) -> None:
         config = json.loads((folder / "adapter_config.json").read_text())
         rank, alpha = config["r"], config["lora_alpha"]
         state = load_file(folder / "adapter_model.safetensors")
+        scaled = [k for k in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(k)]
     except (ValueError, LookupError, TypeError, SafetensorError) as e:
         raise ValueError(f"the adapter {folder} is broken: {e!r}") from None
+    if scaled:
+        raise ValueError(f"the adapter {folder} is no plain LoRA: it has {', '.join(scaled)}")
     add_lora(model, rank, alpha)
     set_lora_state(model, state, f"the adapter {folder}")

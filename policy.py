@@ -13,7 +13,7 @@ Where this departs from the usual stack:
    happens to be installed. (AutoProcessor without torchvision silently returns the tokenizer alone.)
 2. Nothing of the checkpoint's generation_config is kept but its EOS ids.
 3. Beside the paper's Qwen2.5-VL and InternVL: Qwen2-VL, Qwen3-VL and Idefics3, from checkpoints in Hugging
-   Face's own format (FAMILIES; another family is a row there if its decoder takes embeddings).
+   Face's own format (FAMILIES).
 """
 
 import json
@@ -72,8 +72,8 @@ def make_processor(config, images, tokenizer, chat_template: str) -> ProcessorMi
 
 
 def _limit_pixels(images, max_pixels: int) -> None:
-    """No image goes to the model with more pixels than that; a family of tiles takes as many whole ones (the
-    small picture of the whole that goes with several comes on top)."""
+    """No image goes to the model with more pixels than that. InternVL takes as many whole tiles, Idefics3 the
+    largest square of whole tiles; the small picture of the whole that goes with several comes on top."""
     tile = images.size.get("height") or getattr(images, "max_image_size", {}).get("longest_edge")
     smallest = tile ** 2 if tile else (images.patch_size * images.merge_size) ** 2
     if max_pixels < smallest:
@@ -133,8 +133,8 @@ def load(name: str, rank: int | None = None, alpha: float = 32, adapter=None, de
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
         tokenizer = AutoTokenizer.from_pretrained(name)
         images = FAMILIES[config.model_type][0].from_pretrained(name)
-    except (OSError, ValueError) as e:
-        raise OSError(f"the checkpoint {name!r} is not complete: {str(e).splitlines()[0]}") from None
+    except (OSError, ValueError, ImportError) as e:  # ImportError: quantised, by a package that is not here
+        raise OSError(f"cannot load the checkpoint {name!r}: {str(e).strip().splitlines()[0]}") from None
     if max_pixels is not None:
         _limit_pixels(images, max_pixels)
     processor = make_processor(config, images, tokenizer, _chat_template(name, tokenizer))
@@ -171,8 +171,8 @@ def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> P
         raise ValueError(f"the chat template of {name!r} has no place for an image")
     eos = model.generation_config.eos_token_id
     eos = [eos] if isinstance(eos, int) else eos or []
-    eos_ids = list(dict.fromkeys(i for i in [*eos, tokenizer.eos_token_id, _turn_end(processor)]
-                                 if i is not None))
+    eos_ids = list(dict.fromkeys(i for i in [_turn_end(processor), *eos, tokenizer.eos_token_id]
+                                 if i is not None))  # the first is what a turn is taught to end with
     if not eos_ids:
         raise ValueError(f"the checkpoint {name!r} names no end-of-sequence token")
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
@@ -248,6 +248,9 @@ def encode(policy: Policy, images: list, question: str) -> list[Prompt]:
     for batch, (features, deep) in zip(batches, _features(core, batches)):
         ids = batch["input_ids"]
         where = (ids == model.config.image_token_id).unsqueeze(-1)
+        if int(where.sum()) != len(features):
+            raise ValueError(f"{int(where.sum())} image tokens for {len(features)} features: checkpoint and "
+                             "image processor do not fit")
         embeds = model.get_input_embeddings()(ids)
         embeds = embeds.masked_scatter(where, features.to(embeds.dtype))
         if deep is not None:

@@ -301,7 +301,8 @@ def update(policy, optimizer, groups: list, advantages: torch.Tensor, config: Co
         sum_gradients(parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM))
         if np.isfinite(norm):
-            optimizer.step()
+            if norm > 0:  # nothing to learn: no weight decay either, in one process as in several
+                optimizer.step()
             norms.append(norm)
         else:  # one poisoned update would end the run: leave it out, and say which images it was
             skipped += 1
@@ -472,8 +473,10 @@ def main(argv: list[str] | None = None) -> Path:
     except (ValueError, OSError, torch.cuda.OutOfMemoryError) as e:
         sys.exit(f"train.py: {first_line(e)}")
 
+    rows = min(config.rows, 256)  # where one image gets one answer, each row has a prompt to encode
+
     def validate() -> dict[str, float]:
-        sums = [evaluate(policy, judge, v, question, max_new_tokens=config.max_new_tokens,
+        sums = [evaluate(policy, judge, v, question, max_new_tokens=config.max_new_tokens, rows=rows,
                          label=f"validate {name}")["summary"] for name, v in validation.items() if v]
         for s in sums:
             trust(judge, s.judge_errors, s.n + s.judge_errors, config.max_judge_errors, "validation answers")
@@ -536,6 +539,8 @@ def main(argv: list[str] | None = None) -> Path:
                 own = {g.id: g for g in groups}
                 line |= update(policy, optimizer, [own.get(entry["id"]) for entry in kept], advantages,
                                config, [entry["tokens"] for entry in kept])
+                del own
+            del groups  # the prompts' embeddings in them would take room in the next rollout
             updated = time.perf_counter()
             tokens = sum(entry["tokens"] for entry in entries)
             answers = max(1, sum(len(entry["answers"]) for entry in entries))
@@ -568,11 +573,13 @@ def main(argv: list[str] | None = None) -> Path:
             return run
         save_adapter(policy.model, run / "adapter", policy.name)
         results = before_and_after(policy, judge, tests, question, config.max_new_tokens, config.seed,
-                                   config.max_judge_errors)
+                                   config.max_judge_errors, rows)
         write_json(run / "eval.json", results)
         report.write(run, examples)
     except KeyboardInterrupt:
-        if RANK == 0 and (run / "state.pt").exists():
+        if not (run / "state.pt").exists():
+            sys.exit(f"stopped before the first step: python train.py --resume {run}")
+        if RANK == 0:
             load_state(run, policy, optimizer)  # a half-done step is not kept
             save_adapter(policy.model, run / "adapter", policy.name)
             report.write(run, examples)

@@ -295,7 +295,7 @@ def main() -> None:
     if args.only in (None, "dropping"):
         for count in (2, 8, 32):
             seen = child("dropping", count)
-            print(f"\nrollout of {count} x {N}, lengths spread over 50..150, {seen['differ']} answers differ: "
+            print(f"\nrollout of {count} x {N}, lengths over 50..150, {seen['differ']} answers differ: "
                   f"{seen['dropped']:.2f} s; with ended rows kept {seen['kept']:.2f} s, "
                   f"{seen['kept'] / seen['dropped']:.2f}x; and on transformers' own cache "
                   f"{seen['plain']:.2f} s, {seen['plain'] / seen['dropped']:.2f}x")

@@ -18,7 +18,7 @@ LIES = {
     "unknown": message("excellent"),
     "two verdicts": message("specific or wrong"), "negated": message("not wrong"), "nothing": b"",
 }
-STATUS = {"500": 500, "429": 429, "401": 401, "403": 403, "404": 404, "400": 400}
+STATUS = {"500": 500, "429": 429, "401": 401, "403": 403, "404": 404, "400": 400, "422": 422}
 
 
 class Server(ThreadingHTTPServer):

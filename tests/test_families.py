@@ -142,3 +142,24 @@ def test_a_sliding_window_takes_the_plain_path_and_says_so_once(tmp_path, capsys
     wrong = completion_logprobs(policy, [group.prompt], group.completions, group.mask, shared=True)
     assert (wrong - scored).abs().max() > 1e-3  # the window matters
     assert capsys.readouterr().err.count("sliding-window attention") == 1
+
+
+def test_a_limit_only_lowers():
+    for family in ("idefics3", "internvl", "qwen3_vl"):
+        images = policies.FAMILIES[family][0](**families.IMAGES[family])
+        edge, patches = images.size.get("longest_edge"), getattr(images, "max_patches", None)
+        policies._limit_pixels(images, 10 ** 9)
+        assert family == "qwen3_vl" or images.size.get("longest_edge") == edge
+        assert getattr(images, "max_patches", None) == patches
+    images = policies.FAMILIES["qwen3_vl"][0](**families.IMAGES["qwen3_vl"] | {
+        "size": {"shortest_edge": 65536, "longest_edge": 16777216}})
+    policies._limit_pixels(images, 4096)
+    assert images.size["shortest_edge"] == 4096
+
+
+def test_a_settings_file_of_other_tiles_is_refused(tmp_path):
+    folder = families.save_checkpoint("internvl", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"image_seq_length": 5}))
+    with pytest.raises(ValueError, match="image tokens for .* features: checkpoint and image processor"):
+        encode(policies.load(folder), tiny.pictures((60, 40)), "?")

@@ -467,3 +467,28 @@ def test_load_from_a_folder(tok, tmp_path):
     judge = LLMJudge.load(str(tmp_path), row_tokens=200)
     assert judge.row_tokens == 200 and judge.model.dtype == torch.float32 and not judge.model.training
     close(judge.log_likelihoods(PAIRS[:2]), naive(LLMJudge(model, tok), PAIRS[:2]))
+
+
+def test_a_prompt_is_rendered_without_thinking():
+    tok = chat_tokenizer(TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}"
+                         "<think></think>{% endif %}")
+    assert LLMJudge(chat_model("llama", tok), tok)._prompt(("a", "b")).endswith("<think></think>")
+
+
+def test_probabilities_of_a_pair_sum_to_one(judge_folder):
+    probabilities = LLMJudge.load(str(judge_folder)).probabilities([("a", "b"), ("c", "d")])
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize("text", ["nor wrong", "it is no generic", "instead of wrong", "rather than wrong",
+                                  "the target is more specific", "the label seems specific",
+                                  "the label gives a specific name", "the label being specific"])
+def test_what_is_taken_back_is_no_verdict(text):
+    assert parse_category(text) is None
+
+
+@pytest.mark.parametrize("text", ["not wrong and generic", "not wrong so generic", "not wrong hence generic",
+                                  "not wrong thus generic", "not wrong therefore generic", "no doubt generic",
+                                  "not the bird because generic", "not the bird which makes it generic"])
+def test_a_negation_ends_where_the_sentence_turns(text):
+    assert parse_category(text) == G

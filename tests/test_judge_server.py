@@ -124,11 +124,55 @@ def test_each_failure_is_retried_and_mended_or_no_verdict_with_its_reason(server
     server.requests.clear()
     server.always(how)
     assert judge(FEW) == [None] * 3
-    assert len(server.requests) <= (3 if how in GIVEN_UP else 12)
+    assert len(server.requests) <= (3 if how in GIVEN_UP else 18 if how == "400" else 12)
     assert WHY.get(how, "the reply is no chat completion: ") in judge.last_error
     assert len(judge.last_error) <= 100 and "\n" not in judge.last_error
     server.always("right")  # the next call starts afresh
     assert judge(FEW) == RIGHT[:3]
+
+
+def test_scattered_failures_are_not_failures_in_a_row(server):
+    server.script = lambda number, pair: "500" if int(pair[0].split()[1]) % 4 == 3 else "right"
+    verdicts = ServerJudge(server.url, "m", workers=2, retries=0)(PAIRS)
+    assert [v is None for v in verdicts] == [i % 4 == 3 for i in range(40)]
+
+
+def test_pauses_grow(server, monkeypatch):
+    waited = []
+    monkeypatch.setattr(judges.time, "sleep", waited.append)
+    server.always("500")
+    ServerJudge(server.url, "m", workers=1, retries=3, pause=1.0)(FEW[:1])
+    assert [seconds for seconds in waited if seconds >= 1] == [1, 2, 4]
+
+
+@pytest.mark.parametrize("status", ["400", "422"])
+def test_one_refused_pair_does_not_end_the_constraint_a_server_without_it_does(server, status):
+    """A hosted filter may refuse a pair's words; a server that then answers plainly knows no choice."""
+    def constrained(request):
+        return "guided_choice" in request["body"]
+    server.script = lambda number, pair: status if pair == FEW[2] else "right"
+    judge = ServerJudge(server.url, "m", workers=1, retries=0)
+    assert judge(FEW) == [*RIGHT[:2], None] and judge(PAIRS[3:4]) == RIGHT[3:4]
+    assert [constrained(r) for r in server.requests] == [True, True, True, False, True]
+    server.requests.clear()
+    server.script = lambda number, pair: status if constrained(server.requests[number]) else "right"
+    assert judge(FEW) == RIGHT[:3]
+    assert [constrained(r) for r in server.requests] == [True, False, False, False]
+
+
+def test_https_and_proxies_are_served_redirects_are_not():
+    kinds = {type(handler).__name__ for handler in ServerJudge("https://h", "m")._opener.handlers}
+    assert {"HTTPSHandler", "ProxyHandler"} <= kinds and "HTTPRedirectHandler" not in kinds
+
+
+def test_a_key_at_the_end_of_a_long_reason_is_not_cut_into_sight(monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", SECRET)
+    judge = ServerJudge("http://h", "m", retries=0)
+
+    def fail(*args):
+        raise OSError("x" * 90 + SECRET)
+    monkeypatch.setattr(judge, "_request", fail)
+    assert judge(FEW[:1]) == [None] and "sk-" not in judge.last_error
 
 
 def test_only_the_pairs_that_fail_have_no_verdict(server):

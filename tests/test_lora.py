@@ -148,3 +148,16 @@ def test_an_adapter_that_is_gone_or_broken_says_so_in_one_line(policy, tmp_path,
     monkeypatch.setattr(lora, "save_file", full)
     with pytest.raises(OSError, match="cannot write the adapter into .*No space left"):
         lora.save_adapter(policy.model, tmp_path)
+
+
+def test_seeds_draw_other_adapters_and_the_scale_is_plain(checkpoint, policy, tmp_path):
+    first, second = (lora_state(policies.load(checkpoint, rank=2, seed=seed).model) for seed in (0, 1))
+    assert not torch.equal(*(next(iter(state.values())) for state in (first, second)))
+    lora.save_adapter(policy.model, tmp_path)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text())
+    assert not config["use_rslora"] and not config["fan_in_fan_out"]
+    for other in ({"use_rslora": True}, {"alpha_pattern": {"q_proj": 3}}, {"rank_pattern": {"q_proj": 3}}):
+        file.write_text(json.dumps(config | other))
+        with pytest.raises(ValueError, match=f"no plain LoRA: it has {next(iter(other))}"):
+            lora.load_adapter(policy.model, tmp_path)

@@ -181,7 +181,7 @@ def shared_equals_plain(policy, tolerance=1e-5):
     for logprobs, grad in results[1:]:
         torch.testing.assert_close(logprobs, results[0][0], atol=tolerance, rtol=tolerance)
         assert (grad - results[0][1]).norm() <= tolerance * results[0][1].norm()
-    assert not policy.model.training
+    assert not any(module.training for module in policy.model.modules())
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-6)])

@@ -237,6 +237,42 @@ def updated(policy, groups, advantages, **settings):
     return moved, stats
 
 
+def test_a_skipped_update_leaves_no_gradient_behind(policy):
+    """Two updates of a step: the first is poisoned, the second is what it would be alone."""
+    groups, advantages = rollouts(policy), torch.ones(4, 4)
+    alone, _ = updated(policy, groups[2:], advantages[2:], loss="dapo")
+    advantages[0, 0] = torch.inf
+    moved, stats = updated(policy, groups, advantages, minibatch=2, loss="dapo")
+    assert stats["policy/skipped"] == 1
+    torch.testing.assert_close(moved, alone, atol=1e-7, rtol=1e-4)
+
+
+def test_an_update_without_anything_to_learn_moves_nothing(policy):
+    """No weight decay, no momentum: with gradients of zeros, as several processes have them, as with none."""
+    groups = rollouts(policy)
+    config = train.Config(n=4, minibatch=4, max_new_tokens=10, loss="dapo", beta=0.0, clip_low=0.2,
+                          clip_high=0.28)
+    parameters = [p for p in policy.model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, 1e-2)
+    advantages = torch.tensor([[1.0, -1.0, 0.5, -0.5]] * 4)
+    train.update(policy, optimizer, groups, advantages, config)
+    before = [p.detach().clone() for p in parameters]
+    for p in parameters:
+        p.grad = torch.zeros_like(p)
+    stats = train.update(policy, optimizer, groups, torch.zeros(4, 4), config)
+    assert stats["policy/grad_norm"] == 0 and stats["policy/skipped"] == 0
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters))
+
+
+def test_the_papers_defaults():
+    config, _ = train.parse_config(["--data", "cub"])
+    assert (config.malformed, config.temperature, config.weight_decay, config.betas, config.warmup) == (
+        -1, 1, 0.01, (0.9, 0.999), 0)
+    for options in (["--method", "sft"], ["--loss", "dr_grpo"], ["--loss", "dapo"]):
+        assert train.parse_config(["--data", "cub", *options])[0].beta == 0
+
+
+
 @pytest.mark.parametrize("loss", list(train.LOSSES))
 def test_one_times_eight_equals_four_times_two(policy, loss):
     """Gradient accumulation changes neither the gradient nor the logged figures, in any loss: completions of
