@@ -249,7 +249,8 @@ def _decode(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, temp
         logprobs[rows, done:done + new] = torch.stack(sampler.logprobs, dim=1)
         done += new
         on = (~thinned.ended).nonzero()[:, 0]
-        keep = torch.arange(len(on), device=on.device)  # who goes on stays in place, or fills an ended row's
+        # Who goes on stays in place or fills an ended row's: of rows 0 to 3, with 1 and 3 ended, [0, 2].
+        keep = torch.arange(len(on), device=on.device)
         keep[thinned.ended[:len(on)]] = on[on >= len(on)]
         rows, ids = rows[keep], ids[keep]
         cache.batch_select_indices(keep)

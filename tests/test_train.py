@@ -13,6 +13,7 @@ import torch
 import trees
 
 import policy as policies
+import rollout
 import train
 from grpo import group_advantages
 from judge import TaxonomyJudge
@@ -74,6 +75,15 @@ def test_cub_with_a_checkpoint_and_a_language_model_judge(tmp_path, checkpoint, 
     again = policies.load(checkpoint, adapter=run / "adapter")  # what evaluate.py loads
     trained = torch.load(run / "state.pt", weights_only=True)["adapter"]
     assert all(torch.equal(v, trained[k]) for k, v in policies.lora_state(again.model).items())
+
+
+def test_rows_bound_every_rollout(tmp_path, checkpoint, tree_judge, monkeypatch):
+    """Validation and the final test too: what --rows is lowered for is memory, wherever it runs out."""
+    decoded, decode = [], rollout._decode
+    monkeypatch.setattr(rollout, "_decode", lambda policy, prompts, *args: decoded.append(len(prompts))
+                        or decode(policy, prompts, *args))
+    train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1", "--rows", "2"))
+    assert max(decoded) == 2
 
 
 def test_training_raises_the_reward(tmp_path, checkpoint, tree_judge):
