@@ -37,8 +37,8 @@ import policy as policies
 import toy
 from judge import (JUDGE_ERROR, Judge, TaxonomyJudge, add_arguments, judge_groups, normalize_label,
                    open_judge)
+from lora import adapters_off
 from metrics import Tally, means_over, measured, similarity, table, text_inclusion
-from policy import adapters_off
 from reward import Category
 from rollout import PROMPTS, Group, sample
 

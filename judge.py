@@ -200,9 +200,6 @@ class TaxonomyJudge(_Settled):
         except (ValueError, LookupError, TypeError, AttributeError) as e:
             raise ValueError(f'{path}: expected {{"parents": {{name: parent or null}}}} ({e!r})') from None
 
-    def judge_one(self, truth: str, answer: str) -> Category | None:
-        return self([(truth, answer)])[0]
-
     def _ask(self, clean: Sequence[Pair]) -> list[Category | None]:
         return [self._look_up(*pair) for pair in clean]
 
@@ -471,7 +468,8 @@ class CachedJudge(_Settled):
         known = {p: Category(row[0]) for p, row in zip(clean, found) if row and row[0] in list(Category)}
         missing = [pair for pair in clean if pair not in known]
         self.hits, self.misses = self.hits + len(known), self.misses + len(missing)
-        told = dict(zip(missing, self.judge(missing), strict=True)) if missing else {}
+        ask = getattr(self.judge, "_ask", self.judge)  # prechecked and normalised already, once is enough
+        told = dict(zip(missing, ask(missing), strict=True)) if missing else {}
         self.last_error = getattr(self.judge, "last_error", "")
         new = [(*pair, int(c)) for pair, c in told.items() if c is not None]
         self._run("REPLACE INTO verdicts VALUES (?, ?, ?, ?)", new)

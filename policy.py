@@ -1,8 +1,7 @@
 """The policy: a vision-language checkpoint with LoRA (lora.py), and the log-probs of its completions.
 
-As a library: `policy = load("Qwen/Qwen2.5-VL-7B-Instruct")`, then `encode`, `completion_logprobs`,
-`adapters_off`, `save_adapter`. The reference model of the KL is the same weights with the adapters off: no
-second copy.
+As a library: `policy = load("Qwen/Qwen2.5-VL-7B-Instruct", rank=64)`, then `encode`, `completion_logprobs`.
+The reference model of the KL is the same weights with lora.py's adapters off: no second copy.
 
 A group's image and prompt go through the model once: its N completions run on top of the prompt's keys and
 values, in rollout (rollout.py) and, with gradient, in training (`completion_logprobs`). For one image with 8
@@ -40,8 +39,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
 from grpo import chunked_logprobs
-from lora import (LoRALinear, add_lora, adapters_off, load_adapter, lora_layers,  # noqa: F401
-                  lora_state, save_adapter, set_lora_state)  # whoever has a policy finds its adapters here
+from lora import add_lora, load_adapter
 
 # ------------------------------------------------------------------------------------------------------------
 # Loading

@@ -42,8 +42,9 @@ from evaluate import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, ask, before
                       write_json)
 from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, masked_mean, policy_loss
 from judge import JUDGE_ERROR, judge_groups
+from lora import adapters_off, lora_state, save_adapter, set_lora_state
 from metrics import average, comparison, group_figures
-from policy import adapters_off, completion_logprobs, encode, lora_state, save_adapter, set_lora_state
+from policy import completion_logprobs, encode
 from reward import SCHEMES, Category, dynamic_bar, inject_noise, speciarl_rewards, static_rewards
 from rollout import Group, sample, seed_for, stack
 

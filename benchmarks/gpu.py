@@ -24,6 +24,7 @@ import tiny
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+import lora
 import policy as policies
 import rollout
 import train
@@ -100,7 +101,7 @@ def main() -> None:
     peak = args.peak or next((v for k, v in PEAK.items() if k in card), None)
     torch.set_float32_matmul_precision("highest")
     policy = build(args.shape, device, torch.bfloat16 if device == "cuda" else torch.float32)
-    policies.add_lora(policy.model, 64, 32)
+    lora.add_lora(policy.model, 64, 32)
     print(f"{card}, torch {torch.__version__}, {args.shape}: {args.images} images x {args.n} answers of "
           f"{args.tokens} tokens, {time.strftime('%Y-%m-%d')}")
     side = 448 if args.shape != "tiny" else 56
@@ -126,7 +127,7 @@ def main() -> None:
     completions, mask, _ = (x.flatten(0, 1) for x in train.stack(groups, policy.pad_id))
 
     def reference():
-        with torch.no_grad(), policies.adapters_off(policy.model):
+        with torch.no_grad(), lora.adapters_off(policy.model):
             for i in range(args.images):
                 part = slice(i * args.n, (i + 1) * args.n)
                 policies.completion_logprobs(policy, [groups[i].prompt], completions[part], mask[part])

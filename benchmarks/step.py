@@ -31,6 +31,7 @@ import torch
 from transformers import LogitsProcessorList, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.cache_utils import DynamicLayer
 
+import lora
 import policy as policies
 import rollout
 import train
@@ -119,7 +120,7 @@ def plain_rollout(policy, images, ids, question, n, seed, stream, max_new_tokens
 def ours(tokens: int, plain: bool, n: int = N, steps: int = 6, micro_batch: int = IMAGES) -> dict:
     """Our own step, or the same with every completion behind its own copy of the prompt."""
     policy, images = build(), tiny.pictures(*[(SIDE, SIDE)] * IMAGES)
-    policies.add_lora(policy.model, RANK, ALPHA)
+    lora.add_lora(policy.model, RANK, ALPHA)
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, LR)
     config = train.Config(n=n, minibatch=IMAGES, micro_batch=micro_batch, max_new_tokens=tokens, beta=0.01,

@@ -28,11 +28,12 @@ def judge_folder(tmp_path_factory):
 @pytest.fixture
 def policy():
     """Random weights in memory, adapters with B != 0, so that they matter."""
+    import lora
     import policy as policies
     import tiny
     made = policies.from_parts(tiny.model(tiny.tokenizer()), tiny.processor())
-    policies.add_lora(made.model, rank=4, alpha=8, seed=0)
+    lora.add_lora(made.model, rank=4, alpha=8, seed=0)
     generator = torch.Generator().manual_seed(1)
-    for layer in policies.lora_layers(made.model).values():
+    for layer in lora.lora_layers(made.model).values():
         layer.lora_B.data.normal_(0, 0.05, generator=generator)
     return made

@@ -12,6 +12,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 import data
 import evaluate as ev
 import metrics
+import lora
 import policy as policies
 from judge import JUDGE_ERROR
 from reward import Category as C
@@ -75,7 +76,7 @@ def test_before_is_the_base_and_after_the_policy(policy, monkeypatch):
     enabled = []
 
     def measured(policy, *args, **kwargs):
-        enabled.append({layer.enabled for layer in policies.lora_layers(policy.model).values()})
+        enabled.append({layer.enabled for layer in lora.lora_layers(policy.model).values()})
         return {"summary": metrics.summarize([])}
 
     monkeypatch.setattr(ev, "evaluate", measured)
@@ -86,7 +87,7 @@ def test_before_is_the_base_and_after_the_policy(policy, monkeypatch):
 
 def test_command_line_table_and_json(checkpoint, cub, tree, tmp_path, capsys):
     policy = policies.load(checkpoint, rank=2)
-    policies.save_adapter(policy.model, tmp_path / "adapter", str(checkpoint))
+    lora.save_adapter(policy.model, tmp_path / "adapter", str(checkpoint))
     ev.main(["--data", "cub", "--root", str(cub), "--adapter", "none", str(tmp_path / "adapter"),
              "--judge", tree, "--n", "4", "--max-new-tokens", "24", "--max-pixels", "3136",
              "--out", str(tmp_path / "out.json")])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import trees
 from test_policy import SIZES, completions, shared_equals_plain
 
+import lora
 import policy as policies
 import train
 from policy import completion_logprobs, encode
@@ -30,7 +31,7 @@ def policy(folder):
 def moved(policy):
     """Adapters with B != 0, so that they matter."""
     generator = torch.Generator().manual_seed(1)
-    for layer in policies.lora_layers(policy.model).values():
+    for layer in lora.lora_layers(policy.model).values():
         layer.lora_B.data.normal_(0, 0.05, generator=generator)
     return policy
 
@@ -80,8 +81,8 @@ def test_shared_prompt_equals_plain_path_in_value_and_gradient(policy):
 def test_adapters_are_in_the_language_model_alone_and_what_stands_for_images_is_banned(policy, folder):
     decoder = policy.model.get_decoder()
     name = next(n for n, m in policy.model.named_modules() if m is decoder)
-    linears = [n for n, m in decoder.named_modules() if isinstance(m, policies.LoRALinear)]
-    assert list(policies.lora_layers(policy.model)) == [f"{name}.{n}" for n in linears] and len(linears) == 21
+    linears = [n for n, m in decoder.named_modules() if isinstance(m, lora.LoRALinear)]
+    assert list(lora.lora_layers(policy.model)) == [f"{name}.{n}" for n in linears] and len(linears) == 21
     tokenizer = policy.tokenizer
     family = policy.model.config.model_type
     for token in families.CONTROL.get(family, []) + ["<|image_pad|>", "<|im_start|>"]:
@@ -106,7 +107,7 @@ def test_a_whole_run(folder, tmp_path):
     assert all(line["policy/logprob_gap"] < 1e-5 and line["policy/ratio_max"] == 1 for line in log)
     assert all(line["malformed"] < 1 and line["policy/grad_norm"] > 0 for line in log)
     again = policies.load(folder, adapter=run / "adapter")
-    assert all(layer.lora_B.any() for layer in policies.lora_layers(again.model).values())
+    assert all(layer.lora_B.any() for layer in lora.lora_layers(again.model).values())
 
 
 def test_fewer_pixels_make_shorter_prompts(folder):

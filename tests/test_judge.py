@@ -266,7 +266,7 @@ def test_taxonomy_from_json(tmp_path):
     "can't make it out", "Too blurry to tell", "nothing recognizable", "I have no idea what bird this is",
     "I won't guess", "not determinable"])
 def test_refusals(answer):
-    assert is_refusal(normalize_label(answer)) and TAXONOMY.judge_one("larus", answer) is A
+    assert is_refusal(normalize_label(answer)) and TAXONOMY([("larus", answer)])[0] is A
 
 
 @pytest.mark.parametrize("answer", [

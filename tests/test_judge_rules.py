@@ -138,7 +138,7 @@ TAXONOMY = TaxonomyJudge(
     ("dodo", "roses", None),
 ])
 def test_articles_plurals_dashes_and_case_do_not_matter(truth, answer, verdict):
-    assert TAXONOMY.judge_one(truth, answer) is verdict
+    assert TAXONOMY([(truth, answer)])[0] is verdict
 
 
 # ---- the audit

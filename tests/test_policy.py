@@ -6,9 +6,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, Qwen2_5_VLForConditionalGeneration
 
+import lora
 import policy as policies
 from grpo import token_logprobs
-from policy import completion_logprobs, encode, lora_layers
+from policy import completion_logprobs, encode
 
 # Prompts of two lengths; the first and the third are equally long (6 x 8 and 12 x 4 patches) but start their
 # answers at different positions.
@@ -47,9 +48,9 @@ def test_load_and_adapter_round_trip(checkpoint, tmp_path):
     prompt = encode(made, tiny.pictures((300, 200)), "what?")
     # 56 x 56 pixels hold 4 tokens
     assert 1 <= int((prompt[0].ids == made.model.config.image_token_id).sum()) <= 4
-    for layer in lora_layers(made.model).values():
+    for layer in lora.lora_layers(made.model).values():
         layer.lora_B.data.normal_()
-    policies.save_adapter(made.model, tmp_path)
+    lora.save_adapter(made.model, tmp_path)
     again = policies.load(checkpoint, adapter=tmp_path, max_pixels=56 * 56)
     ids, mask = completions(made, 2)
     assert torch.equal(completion_logprobs(made, prompt, ids, mask),
@@ -118,7 +119,7 @@ def test_tied_embeddings_as_in_the_3b():
     """Scored and sampled alike when lm_head is the embedding; the adapters leave both alone."""
     from rollout import sample
     tied = policies.from_parts(tiny.model(tiny.tokenizer(), tie=True), tiny.processor())
-    policies.add_lora(tied.model, 4, 8)
+    lora.add_lora(tied.model, 4, 8)
     assert tied.model.lm_head.weight is tied.model.get_input_embeddings().weight
     group = sample(tied, tiny.pictures((56, 56)), ["a"], "what?", 4, max_new_tokens=8)[0]
     scored = completion_logprobs(tied, [group.prompt], group.completions, group.mask)

@@ -12,6 +12,7 @@ import tiny
 import torch
 import trees
 
+import lora
 import policy as policies
 import rollout
 import train
@@ -74,7 +75,7 @@ def test_cub_with_a_checkpoint_and_a_language_model_judge(tmp_path, checkpoint, 
     assert before_after["before"]["n"] + before_after["before"]["judge_errors"] == 3
     again = policies.load(checkpoint, adapter=run / "adapter")  # what evaluate.py loads
     trained = torch.load(run / "state.pt", weights_only=True)["adapter"]
-    assert all(torch.equal(v, trained[k]) for k, v in policies.lora_state(again.model).items())
+    assert all(torch.equal(v, trained[k]) for k, v in lora.lora_state(again.model).items())
 
 
 def test_rows_bound_every_rollout(tmp_path, checkpoint, tree_judge, monkeypatch):
@@ -194,7 +195,7 @@ def test_ctrl_c_saves_the_last_whole_step(tmp_path, checkpoint, tree_judge, monk
     saved = policies.load(checkpoint, adapter=run / "adapter")
     assert (run / "report.html").exists()
     assert state["step"] == 1
-    assert all(torch.equal(v, state["adapter"][k]) for k, v in policies.lora_state(saved.model).items())
+    assert all(torch.equal(v, state["adapter"][k]) for k, v in lora.lora_state(saved.model).items())
 
 
 def test_out_of_memory_names_the_flags_that_help(tmp_path, checkpoint, tree_judge, monkeypatch, capsys):
@@ -312,7 +313,7 @@ def test_the_steps_denominator_against_plain_formulas(policy, loss, beta):
     completions, mask, _ = (x.flatten(0, 1) for x in train.stack(groups, policy.pad_id))
     args = policy, [g.prompt for g in groups], completions, mask
     logprobs = policies.completion_logprobs(*args, shared=False)
-    with torch.no_grad(), policies.adapters_off(policy.model):
+    with torch.no_grad(), lora.adapters_off(policy.model):
         reference = policies.completion_logprobs(*args, shared=False)
     d = reference - logprobs
     rows = ((advantages.flatten()[:, None] * logprobs - beta * (d.exp() - d - 1)) * mask).sum(1)
@@ -502,7 +503,7 @@ def test_reference_is_the_base_not_the_policy(policy, temperature):
     assert stats["policy/kl_clamped"] == 0 and stats["policy/loss"] == 0  # the KL stands beside it, not in it
     with torch.no_grad():
         new = policies.completion_logprobs(*args)
-        with policies.adapters_off(policy.model):
+        with lora.adapters_off(policy.model):
             ref = policies.completion_logprobs(*args)
     d = (ref - new)[mask]
     assert stats["policy/kl"] == pytest.approx(float((d.exp() - d - 1).mean()), rel=1e-4)
@@ -655,7 +656,7 @@ def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_j
         for answer, category, reward in zip(s["answers"], s["categories"], s["rewards"]):
             assert reward == {"malformed": -2.0, "specific": 1.0}.get(category, 0.0)
             if answer is not None:  # every verdict moved one rung
-                before = judge.judge_one(s["truth"], answer).label
+                before = judge([(s["truth"], answer)])[0].label
                 assert abs(ladder.index(before) - ladder.index(category)) == 1
 
 

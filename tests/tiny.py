@@ -35,11 +35,9 @@ def tokenizer():
                                    extra_special_tokens=SPECIALS[1:2] + SPECIALS[3:], chat_template=TEMPLATE)
 
 
-def model(tok, seed=0, tie=False):
-    """1 M parameters; std .08 instead of .02, so that logits are far enough apart for equality to mean
-    something."""
+def config(tok, tie=False):
     ids = dict(zip(SPECIALS, tok.convert_tokens_to_ids(SPECIALS)))
-    config = Qwen2_5_VLConfig(
+    return Qwen2_5_VLConfig(
         text_config=dict(vocab_size=len(tok) + 5, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
                          num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096,
                          tie_word_embeddings=tie, bos_token_id=None, eos_token_id=ids["<|im_end|>"],
@@ -51,8 +49,14 @@ def model(tok, seed=0, tie=False):
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=tie, attn_implementation="sdpa")
+
+
+def model(tok, seed=0, tie=False):
+    """1 M parameters; std .08 instead of .02, so that logits are far enough apart for equality to mean
+    something."""
+    ids = dict(zip(SPECIALS, tok.convert_tokens_to_ids(SPECIALS)))
     torch.manual_seed(seed)
-    made = Qwen2_5_VLForConditionalGeneration(config)
+    made = Qwen2_5_VLForConditionalGeneration(config(tok, tie))
     with torch.no_grad():
         for p in made.parameters():
             if p.dim() > 1:
@@ -64,7 +68,7 @@ def model(tok, seed=0, tie=False):
 
 def processor():
     tok = tokenizer()
-    return make_processor(model(tok).config, images(), tok, TEMPLATE)
+    return make_processor(config(tok), images(), tok, TEMPLATE)
 
 
 def pictures(*sizes, seed=0):
