@@ -37,7 +37,7 @@ import policy as policies
 import toy
 from judge import (JUDGE_ERROR, Judge, TaxonomyJudge, add_arguments, judge_groups, normalize_label,
                    open_judge)
-from lora import adapters_off
+from lora import adapter_config, adapters_off
 from metrics import Tally, means_over, measured, similarity, table, text_inclusion
 from reward import Category
 from rollout import PROMPTS, Group, sample
@@ -330,16 +330,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def adapter_config(folder: str) -> dict:
-    """An adapter's config, and as "weights" a hash of its weights: answers of another training are others."""
-    file = Path(folder) / "adapter_config.json"
-    if not file.is_file():
-        raise OSError(f"no adapter in {folder}: there is no adapter_config.json")
-    weights = hashlib.sha256((Path(folder) / "adapter_model.safetensors").read_bytes()).hexdigest()
-    try:
-        return json.loads(file.read_text()) | {"weights": weights[:16]}
-    except (ValueError, TypeError) as e:
-        raise ValueError(f"{file} is no adapter's configuration: {e}") from None
+def weights_of(adapter: str) -> str:
+    """A hash of an adapter's weights: answers of another training are others."""
+    return hashlib.sha256((Path(adapter) / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
 
 
 def titles(adapters: list[str]) -> list[str]:
@@ -410,6 +403,7 @@ def run(args) -> None:
         if len(set(values)) < len(values):
             raise ValueError(f"{flag} names one thing twice: {' '.join(values)}")
     configs = [adapter_config(a) if a != "none" else {} for a in args.adapter]
+    weights = [weights_of(a) if a != "none" else None for a in args.adapter]
     base = next(filter(None, (c.get("base_model_name_or_path") for c in configs)), None)
     model = args.model or base or ("toy" if names and is_toy(names) else MODEL)
     # the embedded world's policy has a vocabulary, and so prompts, of its own
@@ -429,8 +423,7 @@ def run(args) -> None:
     judge = args.judge or ("taxonomy" if toys else JUDGE)
     told = {k: v for k, v in vars(args).items()
             if k not in ("image", "out", "rows", "judge_cache", "judge_key_file")}
-    told |= {"model": model, "judge": judge, "question": question, **settings,
-             "weights": [c.get("weights") for c in configs]}
+    told |= {"model": model, "judge": judge, "question": question, **settings, "weights": weights}
     results = measure(args, load, question, judge, settings, told)
     if args.out:
         write_json(args.out, {"arguments": told, "results": results})

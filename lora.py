@@ -118,20 +118,30 @@ def set_lora_state(model: nn.Module, state: dict[str, Tensor], source="the adapt
         value.data.copy_(state[key])
 
 
-def load_adapter(model: nn.Module, folder) -> None:
-    """Adds the adapter that save_adapter, or PEFT, wrote into the folder. Raises OSError where there is none,
-    ValueError where it is broken or does not fit."""
-    folder = Path(folder)
-    if not (folder / "adapter_config.json").is_file():
+def adapter_config(folder) -> dict:
+    """The adapter_config.json that save_adapter, or PEFT, wrote. Raises OSError where there is none,
+    ValueError where it is no plain LoRA's: another scale would be wrong without an error."""
+    file = Path(folder) / "adapter_config.json"
+    if not file.is_file():
         raise OSError(f"no adapter in {folder}: there is no adapter_config.json")
     try:
-        config = json.loads((folder / "adapter_config.json").read_text())
-        rank, alpha = config["r"], config["lora_alpha"]
-        state = load_file(folder / "adapter_model.safetensors")
-        scaled = [k for k in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(k)]
-    except (ValueError, LookupError, TypeError, SafetensorError) as e:
+        config = json.loads(file.read_text())
+        config["r"], config["lora_alpha"]
+    except (ValueError, LookupError, TypeError) as e:
         raise ValueError(f"the adapter {folder} is broken: {e!r}") from None
+    scaled = [k for k in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(k)]
     if scaled:
         raise ValueError(f"the adapter {folder} is no plain LoRA: it has {', '.join(scaled)}")
-    add_lora(model, rank, alpha)
+    return config
+
+
+def load_adapter(model: nn.Module, folder) -> None:
+    """Adds a saved adapter. Raises OSError where there is none, ValueError where it is broken or does not
+    fit."""
+    config = adapter_config(folder)
+    try:
+        state = load_file(Path(folder) / "adapter_model.safetensors")
+    except SafetensorError as e:
+        raise ValueError(f"the adapter {folder} is broken: {e!r}") from None
+    add_lora(model, config["r"], config["lora_alpha"])
     set_lora_state(model, state, f"the adapter {folder}")

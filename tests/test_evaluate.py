@@ -150,7 +150,7 @@ def adapters(tmp_path):
     """Two folders that pass for adapters, of the runs one and two."""
     for name in ("one", "two"):
         (tmp_path / name / "adapter").mkdir(parents=True)
-        (tmp_path / name / "adapter" / "adapter_config.json").write_text("{}")
+        (tmp_path / name / "adapter" / "adapter_config.json").write_text('{"r": 1, "lora_alpha": 1}')
         (tmp_path / name / "adapter" / "adapter_model.safetensors").write_text(name)
     return [tmp_path / name / "adapter" for name in ("one", "two")]
 
@@ -429,7 +429,7 @@ def test_own_pictures(checkpoint, tmp_path, capsys):
     (["--temperature", "-1"], "--temperature must be 0 or more"), (["--rows", "0"], "--rows must be"),
     (["--temperature", "nan"], "--temperature must be 0 or more"),
     (["--out", "broken.json"], "broken.json holds something else: give another --out"),
-    (["--out", "broken.json/x.json"], "broken.json"), (["--adapter", "."], "no adapter's configuration"),
+    (["--out", "broken.json/x.json"], "broken.json"), (["--adapter", "."], "is broken"),
     (["--max-new-tokens", "0"], "--max-new-tokens must be"), (["--data", "cub,cub"], "one thing twice"),
     (["--out", "x.jsonl"], "--out names the figures' JSON"), (["--out", "."], "--out names the figures'"),
     (["--embedder", "nowhere"], "cannot load the embedder 'nowhere'"),
