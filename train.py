@@ -374,10 +374,10 @@ def sample_line(step: int, entry: dict, quorum: float) -> dict:
     return line
 
 
-def save_state(run: Path, policy, optimizer, config: Config, step: int) -> None:
+def save_state(run: Path, policy, optimizer, step: int) -> None:
     """Everything resume needs, whole or not at all. No random state: every draw is seeded by what it is
     for."""
-    state = {"step": step, "config": asdict(config), "optimizer": optimizer.state_dict(),
+    state = {"step": step, "optimizer": optimizer.state_dict(),
              "adapter": {k: v.detach().cpu() for k, v in lora_state(policy.model).items()},
              "offsets": {name: (run / name).stat().st_size if (run / name).exists() else 0
                          for name in ("log.jsonl", "samples.jsonl")}}
@@ -488,7 +488,7 @@ def main(argv: list[str] | None = None) -> Path:
     try:
         if done < 0 and RANK == 0:
             append(run / "log.jsonl", [{"step": 0} | validate()])
-            save_state(run, policy, optimizer, config, 0)
+            save_state(run, policy, optimizer, 0)
         for step in range(max(done, 0) + 1, steps + 1):
             start = time.perf_counter()
             # N answers to each image (for SFT, its label)
@@ -563,7 +563,7 @@ def main(argv: list[str] | None = None) -> Path:
                 append(run / "samples.jsonl", [{"step": step, "unreadable": text} for text in unreadable]
                        + [sample_line(step, entry, config.quorum) for entry in entries])
             append(run / "log.jsonl", [line])
-            save_state(run, policy, optimizer, config, step)
+            save_state(run, policy, optimizer, step)
             bar.update()
             watched = [k for k in ("reward", "correctness", "specificity", "malformed") if k in line]
             bar.set_postfix({k: f"{line[k]:.2f}" for k in watched}

@@ -326,8 +326,8 @@ def after_step(monkeypatch, step, happens):
     """happens() once the state of that step is saved."""
     save = train.save_state
 
-    def saving(run, policy, optimizer, config, now):
-        save(run, policy, optimizer, config, now)
+    def saving(run, policy, optimizer, now):
+        save(run, policy, optimizer, now)
         if now == step:
             happens()
 

@@ -143,7 +143,7 @@ def test_state_is_whole_or_not_at_all(tmp_path, policy, monkeypatch):
     train.append(tmp_path / "log.jsonl", [{"step": 0}])
     assert train.load_state(tmp_path, policy, optimizer) == -1 and not (tmp_path / "log.jsonl").exists()
     train.append(tmp_path / "log.jsonl", [{"step": 1}])
-    train.save_state(tmp_path, policy, optimizer, train.Config(), 1)
+    train.save_state(tmp_path, policy, optimizer, 1)
     train.append(tmp_path / "log.jsonl", [{"step": 2}])
 
     def torn(state, file):
@@ -152,7 +152,7 @@ def test_state_is_whole_or_not_at_all(tmp_path, policy, monkeypatch):
 
     monkeypatch.setattr(train.torch, "save", torn)
     with pytest.raises(KeyboardInterrupt):
-        train.save_state(tmp_path, policy, optimizer, train.Config(), 2)
+        train.save_state(tmp_path, policy, optimizer, 2)
     assert train.load_state(tmp_path, policy, optimizer) == 1
     assert lines(tmp_path / "log.jsonl") == [{"step": 1}]
 
@@ -164,7 +164,7 @@ def test_state_is_whole_or_not_at_all(tmp_path, policy, monkeypatch):
 
     monkeypatch.setattr(train.torch, "save", full)
     with pytest.raises(OSError, match="cannot write .*state.tmp: No space left on device"):
-        train.save_state(tmp_path, policy, optimizer, train.Config(), 2)
+        train.save_state(tmp_path, policy, optimizer, 2)
     assert not (tmp_path / "state.tmp").exists() and train.load_state(tmp_path, policy, optimizer) == 1
 
 
