@@ -401,7 +401,10 @@ def fetch(url: str, file: Path, md5: str | None = None) -> None:
         if part.stat().st_size < total:
             raise OSError(f"broke off at {part.stat().st_size} of {total} bytes")
     except (OSError, http.client.HTTPException) as e:
-        if getattr(e, "code", None) != 416:  # 416: it is all there, and the MD5 says whether it is right
+        beyond = getattr(e, "code", None) == 416  # all of it was there, or more: then of another file
+        if beyond and e.headers["Content-Range"] != f"bytes */{start}":
+            part.unlink()
+        if not beyond or not part.exists():
             raise OSError(f"{url}: {e}; run it again to go on") from None
     with open(part, "rb") as f:
         found = hashlib.file_digest(f, "md5").hexdigest()

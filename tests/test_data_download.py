@@ -97,8 +97,8 @@ def test_stopped_between_the_last_byte_and_the_rename(server, tmp_path):
     assert (tmp_path / "a.bin").read_bytes() == BODY
     (tmp_path / "b.bin.part").write_bytes(BODY + b"more than there is")
     server.files["b.bin"] = BODY
-    with pytest.raises(OSError, match="the MD5 is"):
-        data.fetch(server.url + "b.bin", tmp_path / "b.bin", MD5)
+    with pytest.raises(OSError, match="416"):  # without an MD5, too
+        data.fetch(server.url + "b.bin", tmp_path / "b.bin")
     data.fetch(server.url + "b.bin", tmp_path / "b.bin", MD5)
     assert (tmp_path / "b.bin").read_bytes() == BODY
 
