@@ -38,8 +38,7 @@ from tqdm import tqdm
 import data
 import report
 from evaluate import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, ask, before_and_after, category_name,
-                      evaluate, first_line, is_toy, load_judge, load_policy, question_for, trust,
-                      write_json)
+                      evaluate, first_line, is_toy, load_judge, load_policy, question_for, trust, write_json)
 from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, masked_mean, policy_loss
 from judge import JUDGE_ERROR, judge_groups
 from lora import adapters_off, lora_state, save_adapter, set_lora_state
