@@ -132,8 +132,10 @@ def test_each_failure_is_retried_and_mended_or_no_verdict_with_its_reason(server
 
 
 def test_scattered_failures_are_not_failures_in_a_row(server):
+    """Ten failures in all, more than workers; but side by side no eight of them can end one after the other
+    (with two workers they could: a slow failure and the next one)."""
     server.script = lambda number, pair: "500" if int(pair[0].split()[1]) % 4 == 3 else "right"
-    verdicts = ServerJudge(server.url, "m", workers=2, retries=0)(PAIRS)
+    verdicts = ServerJudge(server.url, "m", workers=8, retries=0)(PAIRS)
     assert [v is None for v in verdicts] == [i % 4 == 3 for i in range(40)]
 
 
