@@ -5,7 +5,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -226,6 +225,5 @@ def test_a_file_locked_by_another_is_waited_for(path):
             "print(1, flush=True); time.sleep(.7)")
     worker = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE)
     worker.stdout.readline()
-    start = time.monotonic()
-    assert judge([("a", "b"), ("a", "c")]) == [G, G] and time.monotonic() - start > 0.2
+    assert judge([("a", "b"), ("a", "c")]) == [G, G]  # not waiting would be an OSError
     worker.wait()

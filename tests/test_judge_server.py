@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import time
 
 import pytest
@@ -71,9 +72,14 @@ def test_prechecked_pairs_are_never_sent(server):
 
 
 def test_requests_run_side_by_side(server):
-    server.script = lambda number, pair: time.sleep(0.2) or "right"
-    start = time.monotonic()
-    assert ask(server, workers=16)(PAIRS[:16]) == RIGHT[:16] and time.monotonic() - start < 1.5
+    together = threading.Barrier(16)  # no request is answered before all are there
+
+    def script(number, pair):
+        together.wait(60)
+        return "right"
+
+    server.script = script
+    assert ask(server, workers=16, timeout=90)(PAIRS[:16]) == RIGHT[:16]
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions", "/v1/chat/completions/"])
@@ -111,7 +117,7 @@ GIVEN_UP = ("401", "403", "404")
 @pytest.mark.parametrize("how", [*LIES, *WHY])
 def test_each_failure_is_retried_and_mended_or_no_verdict_with_its_reason(server, how):
     server.target = "http://127.0.0.1:9"
-    judge = ask(server, timeout=0.3 if how == "silent" else 10.0)
+    judge = ask(server, timeout=0.6 if how == "silent" else 10.0)
     seen = []
 
     def first_two_tries(number, pair):
@@ -182,14 +188,15 @@ def test_only_the_pairs_that_fail_have_no_verdict(server):
     assert ask(server)(PAIRS) == [None if i % 10 == 3 else v for i, v in enumerate(RIGHT)]
 
 
-def test_a_server_that_is_gone_is_given_up_within_few_requests(server):
+def test_a_server_that_is_gone_is_given_up_within_few_requests(server, monkeypatch):
     server.always("500")
     pairs = [(f"truth {i}", "x") for i in range(500)]
     assert ask(server)(pairs) == [None] * 500 and len(server.requests) <= 8 * 3 * 2
     server.close()
-    start, judge = time.monotonic(), ServerJudge(server.url, "m")  # with the usual pauses
-    assert judge(pairs) == [None] * 500 and time.monotonic() - start < 5
-    assert "refused" in judge.last_error
+    waited, judge = [], ServerJudge(server.url, "m")
+    monkeypatch.setattr(judges.time, "sleep", waited.append)
+    assert judge(pairs) == [None] * 500 and "refused" in judge.last_error
+    assert sum(waited) <= 16 * 2 * (0.5 + 1.0)  # of all workers: 16 give up, others may be in a last pair
 
 
 def test_a_retry_waits_as_long_as_the_server_asks_but_no_longer_than_half_a_minute(server, monkeypatch):
@@ -211,9 +218,7 @@ def test_a_dripping_server_is_given_up(server):
 
 def test_a_silent_server_is_given_up(server):
     server.always("silent")
-    start = time.monotonic()
-    assert ask(server, timeout=0.1)(PAIRS * 3) == [None] * 120
-    assert time.monotonic() - start < 3 and len(server.requests) <= 8 * 3 * 2
+    assert ask(server, timeout=0.1)(PAIRS * 3) == [None] * 120 and len(server.requests) <= 8 * 3 * 2
 
 
 def test_a_judge_in_the_middle_of_a_call_gives_up_but_keeps_its_verdicts(server):
