@@ -70,8 +70,7 @@ def load_judge(name: str, options=None, device="cpu") -> Judge:
     if options is None:
         return open_judge(name, device=device)
     cache = None if options.judge_cache == "none" else Path(options.judge_cache).expanduser()
-    return open_judge(name, options.judge_model, options.judge_mode, options.judge_prompt,
-                      options.judge_key_file, cache, device)
+    return open_judge(name, options.judge_model, options.judge_prompt, options.judge_key_file, cache, device)
 
 
 class JudgeFailed(Exception):

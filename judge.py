@@ -7,7 +7,7 @@ Copy this file together with reward.py. A judge is any callable `judge(pairs) ->
 (truth, answer), one Category a pair, None where it came to no verdict: a judge error, which is never a score.
 Where this departs from the official release:
 1. No service, queue or database server: a function call.
-2. The prompts are ours. A verdict is the likeliest category as a whole (there: greedy, constrained decoding).
+2. The prompts are ours.
 3. Labels are NFC-normalised; equal ones are Specific without asking (small models fail even there); answers
    that only play for a verdict are Wrong (precheck).
 """
@@ -86,21 +86,17 @@ def precheck(truth: str, answer: str) -> Category | None:
     return Category.WRONG if plays else None
 
 
-def settle(pairs: Sequence[Pair], ask: Judge) -> list[Category | None]:
-    """What all judges share: precheck, normalise, equal is Specific, each other pair is asked once."""
-    found = [precheck(*pair) for pair in pairs]
-    clean = [(normalize_label(truth), normalize_label(answer)) for truth, answer in pairs]
-    asked = list(dict.fromkeys(c for c, f in zip(clean, found) if f is None and c[0] != c[1]))
-    told = dict(zip(asked, ask(asked), strict=True)) if asked else {}
-    verdicts = [Category.SPECIFIC if c[0] == c[1] else told.get(c) for c in clean]
-    return [v if f is None else f for v, f in zip(verdicts, found)]
-
-
 class _Settled:
+    """What all judges share: precheck, normalise, equal is Specific, each other pair is asked once."""
     last_error = ""  # why there was no verdict
 
     def __call__(self, pairs: Sequence[Pair]) -> list[Category | None]:
-        return settle(pairs, self._ask)
+        found = [precheck(*pair) for pair in pairs]
+        clean = [(normalize_label(truth), normalize_label(answer)) for truth, answer in pairs]
+        asked = list(dict.fromkeys(c for c, f in zip(clean, found) if f is None and c[0] != c[1]))
+        told = dict(zip(asked, self._ask(asked), strict=True)) if asked else {}
+        verdicts = [Category.SPECIFIC if c[0] == c[1] else told.get(c) for c in clean]
+        return [v if f is None else f for v, f in zip(verdicts, found)]
 
 
 # ---- Reading a verdict from a judge model's words
@@ -264,27 +260,24 @@ def chat(prompt: tuple[str, list], pair: Pair) -> list[dict]:
 class LLMJudge(_Settled):
     """A Hugging Face causal language model with a chat template, asked about one pair at a time.
 
-    mode "choice": the category whose tokens, end token included, have the largest summed log-probability (no
-    length normalisation: that favours many-token names), so there is a verdict unless the model returns NaN.
-    The prompt that all pairs share is encoded once; pairs and categories are scored side by side on top of it
-    in rows of about row_tokens, each seeing only itself. mode "generate": the model's words, parsed."""
-    last_error = "a reply without a verdict"
+    The categories begin with six different letters, so the likeliest of their first tokens is the verdict
+    that greedy decoding constrained to the six, the release's, would write. There is one unless the model
+    returns NaN. The prompt that all pairs share is encoded once; pairs are scored side by side on top of it
+    in rows of about row_tokens, each seeing only itself. Raises ValueError for a tokenizer that won't do."""
+    last_error = "the model returned NaN"
 
-    def __init__(self, model, tokenizer, mode: str = "choice", row_tokens: int = 1024,
-                 max_new_tokens: int = 16, prompt: str | None = None, name: str = ""):
-        if mode not in ("choice", "generate"):
-            raise ValueError(f"judge mode must be 'choice' or 'generate', got {mode!r}")
+    def __init__(self, model, tokenizer, prompt: str | None = None, name: str = "", row_tokens: int = 1024):
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError("the judge needs a chat model: this tokenizer has no chat template")
-        self.model, self.tokenizer, self.mode = model.eval(), tokenizer, mode
-        self.row_tokens, self.max_new_tokens = row_tokens, max_new_tokens
+        self.model, self.tokenizer, self.row_tokens = model.eval(), tokenizer, row_tokens
         self.prompt = load_prompt(prompt or ("short" if model.num_parameters() < 6e9 else "detailed"))
         # what a verdict depends on; a model without a name shares its remembered verdicts with no other
-        self.key = repr([name or os.urandom(8), mode, max_new_tokens, model.dtype, self._prompt(("a", "b"))])
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "abstain"}]
-        after = tokenizer.apply_chat_template(turns, tokenize=False).partition("abstain")[2]
-        self.end_id = (self._encode(after) or [tokenizer.eos_token_id])[0]  # it ends a turn, not always eos
-        self.options = [self._encode(c.label) + [self.end_id] for c in Category]
+        self.key = repr([name or os.urandom(8), model.dtype, self._prompt(("a", "b"))])
+        options = [self._encode(c.label) for c in Category]
+        self.lead = os.path.commonprefix(options)  # some tokenizers put one for a word's start before all
+        self.first = sum((o[len(self.lead):][:1] for o in options), [])
+        if len(set(self.first)) < len(Category):
+            raise ValueError("this judge's tokenizer has no six different first tokens for the categories")
         self._prefix, self._cache = [], None
 
     @classmethod
@@ -297,15 +290,29 @@ class LLMJudge(_Settled):
         return cls(model, AutoTokenizer.from_pretrained(name), name=str(name), **kwargs)
 
     def _ask(self, clean: Sequence[Pair]) -> list[Category | None]:
-        if self.mode == "generate":
-            return [parse_category(reply) for reply in self.replies(clean)]
-        scores = self.log_likelihoods(clean)
+        scores = self.logprobs(clean)
         return [None if row.isnan().any() else Category(row.argmax().item()) for row in scores]
 
     def probabilities(self, pairs: Sequence[Pair]):
-        """(len(pairs), 6): the probability of each category among the six, prechecks aside."""
-        clean = [(normalize_label(t), normalize_label(a)) for t, a in pairs]
-        return self.log_likelihoods(clean).softmax(dim=1)
+        """(len(pairs), 6): how often sampling constrained to the six would write each; prechecks aside."""
+        return self.logprobs([(normalize_label(t), normalize_label(a)) for t, a in pairs]).softmax(dim=1)
+
+    def logprobs(self, pairs: Sequence[Pair]):
+        """(len(pairs), 6) float32: log-probability of each category's first token; pairs normalised."""
+        import torch
+        own, found, past, device = self._own_tokens(pairs), [], len(self._prefix), self.model.device
+        step = max(1, self.row_tokens // max(map(len, own)))
+        for packed in (own[i:i + step] for i in range(0, len(own), step)):  # one forward each
+            lengths = torch.tensor([len(tokens) for tokens in packed], device=device)
+            pair = torch.arange(len(packed), device=device).repeat_interleave(lengths)
+            place = torch.cat([torch.arange(len(tokens), device=device) for tokens in packed])
+            sees = (pair[:, None] == pair) & (place[:, None] >= place)
+            mask = torch.zeros(len(pair), past + len(pair), dtype=self.model.dtype, device=device)
+            mask[:, past:].masked_fill_(~sees, torch.finfo(mask.dtype).min)  # eager attention adds it
+            logits = self._logits(sum(packed, []), copy.deepcopy(self._cache), lengths.cumsum(0) - 1,
+                                  attention_mask=mask[None, None], position_ids=place[None] + past)
+            found.append(logits.float().log_softmax(-1)[:, self.first].cpu())
+        return torch.cat(found)
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -324,53 +331,14 @@ class LLMJudge(_Settled):
     def _own_tokens(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """What each pair adds to the prompt that all share, whose key-value cache stays for later calls."""
         from transformers import DynamicCache
-        rows = [self._encode(self._prompt(p)) for p in [*pairs, ("?", "?")]]  # as different as can be
-        low, high = min(rows), max(rows)                                     # what these two share, all share
-        shared = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), len(low))
-        shared = min(shared, *(len(r) - 1 for r in rows))  # at least one token of its own to predict from
-        if self._cache is None or low[:shared][:len(self._prefix)] != self._prefix:
+        rows = [self._encode(self._prompt(p)) + self.lead for p in [*pairs, ("?", "?")]]  # "?": like no other
+        shared = os.path.commonprefix(rows)[:min(map(len, rows)) - 1]  # one token at least to predict from
+        if self._cache is None or shared[:len(self._prefix)] != self._prefix:
             cache = DynamicCache(config=self.model.config)
             if shared:
-                self._logits(low[:shared], cache)
-            self._prefix, self._cache = low[:shared], cache
-        return [r[len(self._prefix):] for r in rows[:-1]]
-
-    def log_likelihoods(self, pairs: Sequence[Pair]):
-        """(len(pairs), 6) float32: log-probability of each category, end token included; pairs normalised."""
-        import torch
-        own, lengths, scores = self._own_tokens(pairs), [len(o) for o in self.options], []
-        step = max(1, self.row_tokens // (max(map(len, own)) + sum(lengths)))
-        device, dtype, past = self.model.device, self.model.dtype, len(self._prefix)
-        for packed in (own[i:i + step] for i in range(0, len(own), step)):  # one forward each
-            row, kept = [], []  # (token, place, pair, category; -1 where all six see it); places of logits
-            for p, suffix in enumerate(packed):
-                row += [(token, i, p, -1) for i, token in enumerate(suffix)]
-                last = len(row) - 1
-                for k, option in enumerate(self.options):
-                    kept += [last, *range(len(row), len(row) + len(option) - 1)]
-                    row += [(token, i, p, k) for i, token in enumerate(option[:-1], len(suffix))]
-            tokens, place, pair, block = torch.tensor(row, device=device).T
-            kept = torch.tensor(kept, device=device)
-            sees = (pair[:, None] == pair) & (place[:, None] >= place)
-            sees &= (block[:, None] == block) | (block == -1)
-            mask = torch.zeros(len(row), past + len(row), dtype=dtype, device=device)
-            mask[:, past:].masked_fill_(~sees, torch.finfo(dtype).min)  # no booleans: eager attention adds it
-            logits = self._logits(tokens.tolist(), copy.deepcopy(self._cache), kept,
-                                  attention_mask=mask[None, None], position_ids=place[None] + past)
-            wanted = torch.tensor(sum(self.options, []) * len(packed), device=device)[:, None]
-            logprobs = logits.float().log_softmax(-1).gather(-1, wanted)[:, 0].cpu()
-            scores += [part.sum() for part in logprobs.split(lengths * len(packed))]
-        return torch.stack(scores).view(len(own), len(lengths))
-
-    def replies(self, pairs: Sequence[Pair]) -> list[str]:
-        """The model's greedy words for each pair, at most max_new_tokens long; pairs already normalised."""
-        made = []
-        for own in self._own_tokens(pairs):
-            words, cache = [], copy.deepcopy(self._cache)
-            while len(words) < self.max_new_tokens and words[-1:] != [self.end_id]:
-                words.append(self._logits(words[-1:] or own, cache)[0].argmax().item())
-            made.append(self.tokenizer.decode(words, skip_special_tokens=True))
-        return made
+                self._logits(shared, cache)
+            self._prefix, self._cache = shared, cache
+        return [row[len(self._prefix):] for row in rows[:-1]]
 
 
 class ServerJudge(_Settled):
@@ -500,8 +468,8 @@ class CachedJudge(_Settled):
                         print(f"warning: the verdict cache was broken ({e}), is now {aside}", file=sys.stderr)
 
 
-def open_judge(name: str, model: str | None = None, mode: str = "choice", prompt: str | None = None,
-               key_file: str | None = None, cache=None, device="cpu") -> Judge:
+def open_judge(name: str, model: str | None = None, prompt: str | None = None, key_file: str | None = None,
+               cache=None, device="cpu") -> Judge:
     """A judge by its name: a server's URL (with the model's name there), a taxonomy's JSON file, or a chat
     model; `cache`: a file to remember verdicts in. Raises ValueError or OSError."""
     if name.endswith(".json"):
@@ -510,7 +478,7 @@ def open_judge(name: str, model: str | None = None, mode: str = "choice", prompt
         judge = ServerJudge(name, model or "", key_file, prompt or "detailed")
     else:
         try:
-            judge = LLMJudge.load(name, device, mode=mode, prompt=prompt)
+            judge = LLMJudge.load(name, device, prompt=prompt)
         except (OSError, ValueError, ImportError) as e:  # ImportError: a quantised model without its package
             raise OSError(f"cannot load the judge {name!r}: {str(e).strip().splitlines()[0]}") from None
     return CachedJudge(judge, cache) if cache else judge
@@ -561,7 +529,6 @@ def read_audit(path) -> list[dict]:
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--judge-model", help="the model's name on a judge server")
-    p.add_argument("--judge-mode", default="choice", choices=("choice", "generate"))
     p.add_argument("--judge-prompt", help="short, detailed, or a text file (default: by the model's size)")
     p.add_argument("--judge-key-file", help="file with the server's key (default: JUDGE_API_KEY)")
 
@@ -577,7 +544,7 @@ def main(argv: list[str] | None = None) -> None:
         if not args.audit and not args.ask:
             raise ValueError("say what to do: --ask TRUTH ANSWER or --audit FILE")
         rows = read_audit(args.audit) if args.audit else []
-        settings = args.judge_model, args.judge_mode, args.judge_prompt, args.judge_key_file
+        settings = args.judge_model, args.judge_prompt, args.judge_key_file
         judge = open_judge(args.judge, *settings)
         if args.ask:
             verdict, = judge([args.ask])

@@ -84,8 +84,6 @@ class Config:
     model: str = option(MODEL, "checkpoint: folder or hub name", "official")
     judge: str = option(JUDGE, "chat model, http://server, taxonomy.json, taxonomy", "official: 30B-A3B")
     judge_model: str | None = option(None, "the model's name on a judge server")
-    judge_mode: str = option("choice", "likelihood of the six categories, or read the judge's words",
-                             "official: choice", choices=("choice", "generate"))
     judge_prompt: str | None = option(None, "short, detailed or a text file; None: by the judge's size")
     judge_key_file: str | None = option(None, "file with the server's key; None: JUDGE_API_KEY")
     judge_cache: str = option(VERDICTS, "file of remembered verdicts, or none", "official: Redis")

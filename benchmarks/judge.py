@@ -4,9 +4,8 @@
     python benchmarks/judge.py --pairs 8 --hidden 96      a quick look
 
 One process, one thread, one model: a Llama of about 100M parameters with random weights (speed does not ask
-for sense), float32, under the prompt "short". The plain paths are one full forward per pair, decided by the
-categories' first tokens, and one per pair and category, which is what LLMJudge's scores must equal; they run
-on fewer pairs and are scaled to 100.
+for sense), float32, under the prompt "short". The plain path is one full forward per pair, which LLMJudge's
+scores must equal; it runs on fewer pairs and is scaled to 100.
 """
 
 import argparse
@@ -49,7 +48,7 @@ def some_pairs(n: int) -> list[tuple[str, str]]:
 
 def build_tokenizer():
     """Trained here, and no kinder to LLMJudge than a real one. SmolLM2's makes 517 tokens of a prompt, 15 of
-    them the pair's own, and 16 of the categories and their end tokens; this one about 515, 25 and 14."""
+    them the pair's own; this one about 515 and 25."""
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
@@ -74,28 +73,15 @@ def build_model(tokenizer, hidden: int, layers: int):
 
 
 @torch.inference_mode()
-def plain_first(judge: LLMJudge, pairs) -> list[Category]:
-    """One full forward per pair, over the whole prompt; the category whose first token is likeliest."""
-    first = [option[0] for option in judge.options]
-    verdicts = []
+def plain_logprobs(judge: LLMJudge, pairs) -> torch.Tensor:
+    """One full forward per pair, over the whole prompt: (len(pairs), 6)."""
+    first = [judge.tokenizer(c.label, add_special_tokens=False)["input_ids"][0] for c in Category]
+    rows = []
     for pair in pairs:
         ids = torch.tensor([judge._encode(judge._prompt(pair))])
         logits = judge.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1]
-        verdicts.append(Category(logits[first].argmax().item()))
-    return verdicts
-
-
-@torch.inference_mode()
-def plain_full(judge: LLMJudge, pairs) -> torch.Tensor:
-    """One full forward per pair and category: (len(pairs), 6) log-probabilities, end token included."""
-    scores = []
-    for pair in pairs:
-        prompt = judge._encode(judge._prompt(pair))
-        for option in judge.options:
-            ids = torch.tensor([prompt + option[:-1]])
-            logits = judge.model(input_ids=ids, use_cache=False, logits_to_keep=len(option)).logits[0]
-            scores.append(logits.log_softmax(-1).gather(-1, torch.tensor(option)[:, None]).sum())
-    return torch.stack(scores).view(len(pairs), len(judge.options))
+        rows.append(logits.log_softmax(-1)[first])
+    return torch.stack(rows)
 
 
 def clock(work, *args):
@@ -123,22 +109,20 @@ def main() -> None:
     model = build_model(tokenizer, args.hidden, args.layers)
     judge, pairs = LLMJudge(model, tokenizer, prompt="short", name="random"), some_pairs(args.pairs)
     lengths = [len(judge._encode(judge._prompt(pair))) for pair in pairs]
-    few_first, few_full, again = pairs[:16], pairs[:8], 20
-    judge.log_likelihoods(pairs[:2])                 # warm up: the first forward of a process is slow
+    few, again = pairs[:16], 20
+    judge.logprobs(pairs[:2])                        # warm up: the first forward of a process is slow
     judge._prefix, judge._cache = [], None           # and forget the shared prompt again
 
-    first, *plain = clock(plain_first, judge, few_first)
-    full, *plain6 = clock(plain_full, judge, few_full)
-    ours, *cold = clock(judge.log_likelihoods, pairs)
-    _, *kept = clock(judge.log_likelihoods, pairs)
+    full, *plain = clock(plain_logprobs, judge, few)
+    ours, *cold = clock(judge.logprobs, pairs)
+    _, *kept = clock(judge.logprobs, pairs)
     with tempfile.TemporaryDirectory() as folder:
         cached = CachedJudge(judge, Path(folder) / "verdicts.sqlite")
         filled = cached(pairs)
         read, *warm = clock(lambda: [cached(pairs) for _ in range(again)])
         assert cached.misses == len(pairs) and cached.hits == again * len(pairs), "the cache was not warm"
 
-    rows = [("plain: one full forward per pair, first token", plain, len(few_first)),
-            ("plain: one full forward per pair and category", plain6, len(few_full)),
+    rows = [("plain: one full forward per pair", plain, len(few)),
             ("LLMJudge, its first call (shared prompt encoded)", cold, len(pairs)),
             ("LLMJudge, later calls", kept, len(pairs)),
             ("CachedJudge, warm", warm, again * len(pairs))]
@@ -146,23 +130,20 @@ def main() -> None:
     print(f"{millions:.0f}M parameters, float32, one thread of {platform.processor() or platform.machine()}; "
           f"Python {platform.python_version()}, torch {torch.__version__}, "
           f"transformers {transformers.__version__}")
-    print(f"prompt of {sum(lengths) / len(lengths):.0f} tokens, {len(judge._prefix)} of them shared; six "
-          f"categories of {sum(map(len, judge.options))} tokens, end tokens included\n")
+    print(f"prompt of {sum(lengths) / len(lengths):.0f} tokens, {len(judge._prefix)} of them shared\n")
     print("| | pairs timed | CPU s per 100 | wall s per 100 | plain / this | this / warm cache |")
     print("|---|---|---|---|---|---|")
     for name, (cpu, wall), n in rows:
         each = cpu / n
         print(f"| {name} | {n} | {each * 100:.3f} | {wall / n * 100:.3f} "
-              f"| {times(plain[0] / len(few_first) / each)} | {times(each * rows[-1][2] / warm[0])} |")
+              f"| {times(plain[0] / len(few) / each)} | {times(each * rows[-1][2] / warm[0])} |")
 
     verdicts = [Category(k) for k in ours.argmax(1).tolist()]
     off = (full - ours[:len(full)]).abs().max().item()
     same, kept_same = full.argmax(1).tolist() == verdicts[:len(full)], filled == read[0] == verdicts
-    print(f"\nLLMJudge's verdicts and the plain full path's {'equal' if same else 'DIFFER'} on {len(full)} "
-          f"pairs, max |d log-prob| {off:.1e}; the cache's {'equal' if kept_same else 'DIFFER'} on "
-          f"{len(pairs)}")
-    print(f"LLMJudge's verdicts are of {len(set(verdicts))} kinds; the first token alone says the same on "
-          f"{sum(a == b for a, b in zip(first, verdicts))} of {len(first)}")
+    print(f"\nLLMJudge's verdicts, of {len(set(verdicts))} kinds, and the plain path's "
+          f"{'equal' if same else 'DIFFER'} on {len(full)} pairs, max |d log-prob| {off:.1e}; the cache's "
+          f"{'equal' if kept_same else 'DIFFER'} on {len(pairs)}")
     if not same or not kept_same or off > 1e-4:
         sys.exit("benchmarks/judge.py: the paths disagree")
 

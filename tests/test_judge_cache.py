@@ -11,24 +11,21 @@ from pathlib import Path
 import pytest
 
 import judge as judges
-from judge import CachedJudge, ServerJudge, settle
+from judge import CachedJudge, ServerJudge
 from reward import Category
 
 ROOT = Path(judges.__file__).parent
 W, A, G, L, S, M = Category
 
 
-class Inner:
+class Inner(judges._Settled):
     """Says the given category, and remembers what it was asked."""
     last_error = "not today"
 
     def __init__(self, verdict=G, key="inner"):
         self.verdict, self.key, self.asked = verdict, key, []
 
-    def __call__(self, pairs):
-        return settle(pairs, self.ask)
-
-    def ask(self, clean):
+    def _ask(self, clean):
         self.asked += clean
         return [self.verdict(pair) if callable(self.verdict) else self.verdict for pair in clean]
 
@@ -72,15 +69,25 @@ def test_no_verdict_is_not_remembered_and_says_why(path):
     assert judge([("a", "b")]) == [M] and len(inner.asked) == 2
 
 
+def test_any_callable_with_a_key_can_be_cached(path):
+    def judge(pairs):
+        return [G if answer == "bird" else None for _, answer in pairs]
+
+    judge.key = "mine"
+    cached = CachedJudge(judge, path)
+    for _ in range(2):
+        assert cached([("robin", "Bird!"), ("robin", "x"), ("robin", "robin")]) == [G, None, S]
+    assert (cached.hits, cached.misses) == (1, 3)  # errors are not kept
+
+
 def test_another_judge_model_or_prompt_misses(path, tmp_path, judge_folder):
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("Be kind.")
     url = "http://127.0.0.1:9"
     made = [ServerJudge(url, "m"), ServerJudge(url, "n"), ServerJudge(url, "m", prompt="short"),
             ServerJudge(url, "m", prompt=str(prompt)),
-            *(judges.LLMJudge.load(str(judge_folder), mode=mode, prompt=p)
-              for mode in ("choice", "generate") for p in ("short", "detailed"))]
-    assert len({judge.key for judge in made}) == len(made) == 8
+            *(judges.LLMJudge.load(str(judge_folder), prompt=p) for p in ("short", "detailed"))]
+    assert len({judge.key for judge in made}) == len(made) == 6
     prompt.write_text("Be strict.")  # the same file, other words
     assert ServerJudge(url, "m", prompt=str(prompt)).key != made[3].key
     assert ServerJudge("http://127.0.0.1:10/v1", "m").key == made[0].key  # a server that moved

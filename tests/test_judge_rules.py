@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import judge as judges
-from judge import TaxonomyJudge, audit, is_refusal, normalize_label, open_judge, precheck, read_audit, settle
+from judge import TaxonomyJudge, audit, is_refusal, normalize_label, open_judge, precheck, read_audit
 from reward import Category
 
 ROOT = Path(judges.__file__).parent
@@ -48,10 +48,15 @@ GAMES = [
 ]
 
 
+class Nobody(judges._Settled):
+    def _ask(self, clean):
+        raise AssertionError(f"asked about {clean}")
+
+
 @pytest.mark.parametrize("answer", GAMES)
 def test_answers_that_play_for_a_verdict_are_wrong(answer):
     assert precheck("Herring Gull", answer) is W
-    assert settle([("Herring Gull", answer)], lambda clean: 1 / 0) == [W]  # and nobody is asked
+    assert Nobody()([("Herring Gull", answer)]) == [W]
 
 
 NAMES = [
@@ -280,7 +285,7 @@ def test_ways_to_decline(answer):
     assert is_refusal(normalize_label(answer))
 
 
-def test_open_judge_hands_mode_and_prompt_on(judge_folder):
-    judge = open_judge(str(judge_folder), mode="generate", prompt="detailed")
-    assert judge.mode == "generate" and judge.prompt == judges.load_prompt("detailed")
+def test_open_judge_hands_the_prompt_on(judge_folder):
+    judge = open_judge(str(judge_folder), prompt="detailed")
+    assert judge.prompt == judges.load_prompt("detailed")
     assert open_judge(str(judge_folder)).prompt == judges.load_prompt("short")  # by its size
