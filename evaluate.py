@@ -37,7 +37,7 @@ import policy as policies
 import toy
 from judge import (JUDGE_ERROR, Judge, TaxonomyJudge, add_arguments, judge_groups, normalize_label,
                    open_judge)
-from lora import adapter_config, adapters_off
+from lora import adapter_config, adapters_off, load_adapter
 from metrics import Tally, means_over, measured, similarity, table, text_inclusion
 from reward import Category
 from rollout import PROMPTS, Group, sample
@@ -84,16 +84,20 @@ def trust(judge: Judge, failed: int, total: int, most: float, what: str) -> None
         raise JudgeFailed(f"the judge failed on {failed} of {total} {what}" + (f" ({why})" if why else ""))
 
 
-def load_policy(name: str, seed: int = 0, **kwargs) -> policies.Policy:
-    """"toy" (the embedded world's base policy of that seed), or a checkpoint from a folder or the hub. On a
-    GPU in bfloat16; on a CPU, and the small one anywhere, in float32."""
+def load_policy(name: str, seed: int = 0, adapter=None, max_pixels: int | None = None) -> policies.Policy:
+    """"toy" (the embedded world's base policy of that seed), or a checkpoint from a folder or the hub; with
+    the adapter in that folder if one is given. On a GPU in bfloat16; on a CPU, and the small one anywhere, in
+    float32."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("highest")
     dtype = torch.bfloat16 if device == "cuda" and name != "toy" else torch.float32
     path = toy.base_policy(seed) if name == "toy" else name
     if name == "toy" and device == "cpu":
         torch.set_num_threads(1)  # so small a model that threads would only wait for each other
-    return policies.load(path, device=device, dtype=dtype, seed=seed, **kwargs)
+    policy = policies.load(path, device, dtype, max_pixels)
+    if adapter is not None:
+        load_adapter(policy.model, adapter)
+    return policy
 
 
 def ask(policy, examples: list[data.Example], question: str, answer=sample,

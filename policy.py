@@ -1,7 +1,7 @@
-"""The policy: a vision-language checkpoint with LoRA (lora.py), and the log-probs of its completions.
+"""The policy: a frozen vision-language checkpoint, and the log-probs of its completions.
 
-As a library: `policy = load("Qwen/Qwen2.5-VL-7B-Instruct", rank=64)`, then `encode`, `completion_logprobs`.
-The reference model of the KL is the same weights with lora.py's adapters off: no second copy.
+As a library: `policy = load("Qwen/Qwen2.5-VL-7B-Instruct")`, lora.py's `add_lora(policy.model, 64, 32)`, then
+`encode` and `completion_logprobs`. The reference of the KL is the same with adapters off: no second copy.
 
 A group's image and prompt go through the model once: its N completions run on top of the prompt's keys and
 values, in rollout (rollout.py) and, with gradient, in training (`completion_logprobs`). For one image with 8
@@ -39,7 +39,6 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
 from grpo import chunked_logprobs
-from lora import add_lora, load_adapter
 
 # ------------------------------------------------------------------------------------------------------------
 # Loading
@@ -108,16 +107,10 @@ class Policy:
         return self.banned.device
 
 
-def load(name: str, rank: int | None = None, alpha: float = 32, adapter=None, device="cpu",
-         dtype=torch.float32, max_pixels: int | None = None, seed: int = 0) -> Policy:
+def load(name: str, device="cpu", dtype=torch.float32, max_pixels: int | None = None) -> Policy:
     """A checkpoint of one of FAMILIES from a folder or the hub, frozen, in eval mode (there is no dropout to
-    want).
-
-    rank: LoRA rank, None = no adapter; alpha: its scale is alpha / rank (official: 64 / 32). adapter: a
-    folder in PEFT's format to load, whose own rank and alpha then count. max_pixels: larger images are scaled
-    down to it. Raises ValueError or OSError, in one line, for what is no such checkpoint or no fitting
-    adapter.
-    """
+    want). max_pixels: larger images are scaled down to it. Raises ValueError or OSError, in one line, for
+    what is no such checkpoint."""
     name = str(name)
     try:
         config = AutoConfig.from_pretrained(name)
@@ -136,12 +129,7 @@ def load(name: str, rank: int | None = None, alpha: float = 32, adapter=None, de
     if max_pixels is not None:
         _limit_pixels(images, max_pixels)
     processor = make_processor(config, images, tokenizer, _chat_template(name, tokenizer))
-    policy = from_parts(model.to(device), processor, name=name)
-    if adapter is not None:
-        load_adapter(model, adapter)
-    elif rank is not None:
-        add_lora(model, rank, alpha, seed)
-    return policy
+    return from_parts(model.to(device), processor, name)
 
 
 def _chat_template(name: str, tokenizer) -> str:

@@ -41,7 +41,7 @@ from evaluate import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, ask, before
                       evaluate, first_line, is_toy, load_judge, load_policy, question_for, trust, write_json)
 from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, masked_mean, policy_loss
 from judge import JUDGE_ERROR, judge_groups
-from lora import adapters_off, lora_state, save_adapter, set_lora_state
+from lora import add_lora, adapters_off, lora_state, save_adapter, set_lora_state
 from metrics import average, comparison, group_figures
 from policy import completion_logprobs, encode
 from reward import SCHEMES, Category, dynamic_bar, inject_noise, speciarl_rewards, static_rewards
@@ -458,8 +458,8 @@ def main(argv: list[str] | None = None) -> Path:
             raise ValueError(f"{run} holds a run already: --resume {run} goes on, --out DIR starts another")
         examples, validation, tests = load_data(config)
         question = question_for(config.prompt, config.data.split(","))
-        policy = load_policy(config.model, config.seed, rank=config.lora_rank, alpha=config.lora_alpha,
-                             max_pixels=config.max_pixels)
+        policy = load_policy(config.model, config.seed, max_pixels=config.max_pixels)
+        add_lora(policy.model, config.lora_rank, config.lora_alpha, config.seed)
         judge = load_judge(config.judge, config, policy.device)
         parameters = [p for p in policy.model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay)

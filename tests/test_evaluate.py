@@ -86,7 +86,8 @@ def test_before_is_the_base_and_after_the_policy(policy, monkeypatch):
 
 
 def test_command_line_table_and_json(checkpoint, cub, tree, tmp_path, capsys):
-    policy = policies.load(checkpoint, rank=2)
+    policy = policies.load(checkpoint)
+    lora.add_lora(policy.model, 2, 32)
     lora.save_adapter(policy.model, tmp_path / "adapter", str(checkpoint))
     ev.main(["--data", "cub", "--root", str(cub), "--adapter", "none", str(tmp_path / "adapter"),
              "--judge", tree, "--n", "4", "--max-new-tokens", "24", "--max-pixels", "3136",

@@ -14,6 +14,7 @@ from test_policy import SIZES, completions, shared_equals_plain
 import lora
 import policy as policies
 import train
+from evaluate import load_policy
 from policy import completion_logprobs, encode
 from rollout import sample
 
@@ -25,11 +26,12 @@ def folder(request, tmp_path_factory):
 
 @pytest.fixture
 def policy(folder):
-    return moved(policies.load(folder, rank=4, alpha=8))
+    return adapted(policies.load(folder))
 
 
-def moved(policy):
+def adapted(policy):
     """Adapters with B != 0, so that they matter."""
+    lora.add_lora(policy.model, 4, 8)
     generator = torch.Generator().manual_seed(1)
     for layer in lora.lora_layers(policy.model).values():
         layer.lora_B.data.normal_(0, 0.05, generator=generator)
@@ -106,7 +108,7 @@ def test_a_whole_run(folder, tmp_path):
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()][1:]
     assert all(line["policy/logprob_gap"] < 1e-5 and line["policy/ratio_max"] == 1 for line in log)
     assert all(line["malformed"] < 1 and line["policy/grad_norm"] > 0 for line in log)
-    again = policies.load(folder, adapter=run / "adapter")
+    again = load_policy(str(folder), adapter=run / "adapter")
     assert all(layer.lora_B.any() for layer in lora.lora_layers(again.model).values())
 
 
@@ -133,7 +135,7 @@ def test_settings_saved_as_one_processor_file_are_read(folder, tmp_path):
 def test_a_sliding_window_takes_the_plain_path_and_says_so_once(tmp_path, capsys):
     folder = families.save_checkpoint("internvl", tmp_path, use_sliding_window=True, sliding_window=8,
                                       max_window_layers=1)
-    policy = moved(policies.load(folder, rank=4, alpha=8))
+    policy = adapted(policies.load(folder))
     images = tiny.pictures(*SIZES)
     test_logprobs_equal_transformers_own_forward(policy, {})
     test_greedy_rollout_equals_plain_generate(policy)

@@ -151,8 +151,10 @@ def test_an_adapter_that_is_gone_or_broken_says_so_in_one_line(policy, tmp_path,
 
 
 def test_seeds_draw_other_adapters_and_the_scale_is_plain(checkpoint, policy, tmp_path):
-    first, second = (lora_state(policies.load(checkpoint, rank=2, seed=seed).model) for seed in (0, 1))
-    assert not torch.equal(*(next(iter(state.values())) for state in (first, second)))
+    first, second = (policies.load(checkpoint).model for _ in range(2))
+    lora.add_lora(first, 2, 32, seed=0)
+    lora.add_lora(second, 2, 32, seed=1)
+    assert not torch.equal(*(next(iter(lora_state(model).values())) for model in (first, second)))
     lora.save_adapter(policy.model, tmp_path)
     file = tmp_path / "adapter_config.json"
     config = json.loads(file.read_text())

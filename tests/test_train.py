@@ -68,7 +68,7 @@ def test_cub_with_a_checkpoint_and_a_language_model_judge(tmp_path, checkpoint, 
         assert (run / name).exists(), name
     before_after = json.loads((run / "eval.json").read_text())["greedy"]["cub"]
     assert before_after["before"]["n"] + before_after["before"]["judge_errors"] == 3
-    again = policies.load(checkpoint, adapter=run / "adapter")  # what evaluate.py loads
+    again = train.load_policy(str(checkpoint), adapter=run / "adapter")  # as evaluate.py does
     trained = torch.load(run / "state.pt", weights_only=True)["adapter"]
     assert all(torch.equal(v, trained[k]) for k, v in lora.lora_state(again.model).items())
 
@@ -187,7 +187,7 @@ def test_ctrl_c_saves_the_last_whole_step(tmp_path, checkpoint, tree_judge, monk
         train.main(arguments(tmp_path, checkpoint, tree_judge))
     run = tmp_path / "run"
     state = torch.load(run / "state.pt", weights_only=True)
-    saved = policies.load(checkpoint, adapter=run / "adapter")
+    saved = train.load_policy(str(checkpoint), adapter=run / "adapter")
     assert (run / "report.html").exists()
     assert state["step"] == 1
     assert all(torch.equal(v, state["adapter"][k]) for k, v in lora.lora_state(saved.model).items())
