@@ -19,7 +19,6 @@ Where this departs from the official release:
 
 import argparse
 import csv
-import functools
 import glob
 import gzip
 import hashlib
@@ -36,6 +35,7 @@ import zlib
 from collections import Counter, defaultdict, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,7 @@ OFFICIAL_SUBSET = 3000  # CUB images the paper trains on: random.seed(42), rando
 OURS = {"train": "train", "trnid": "train", "trainval": "train", "val": "val", "valid": "val",
         "validation": "val", "test": "test", "tstid": "test"}  # what publishers call a split: what it is here
 UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation: Image.Transpose
-PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
+PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
 TOY_SIZES = {"train": 1000, "val": 200, "test": 300}  # images a domain of the embedded world
 SPLITS = ("train", "val", "test")
 
@@ -71,6 +71,7 @@ def read_image(path) -> Image.Image:
     """RGB, turned as its EXIF tag says, on white, fully decoded; whatever it is named. Raises BadImage."""
     try:
         with Image.open(path) as file:
+            file.load()  # Pillow turns a TIFF by itself here
             turn, image = UPRIGHT.get(file.getexif().get(0x0112)), file
             if file.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
                 image = Image.fromarray((np.asarray(file).clip(0, 65535) / 257).round().astype(np.uint8))
@@ -106,8 +107,12 @@ def load(name: str, split: str = "train", root=None, limit: int | None = None,
         raise ValueError(f"unknown protocol {protocol!r}: choose official or coop")
     if name == "toy" or name.startswith("toy-"):
         examples = _toy(name, OURS[split])
-    elif name in SETS or name.endswith(".jsonl") or name and Path(name).is_dir():
-        examples = _listed(name, split, Path(root or "data"), protocol)
+    elif name in SETS:
+        examples = _listed(name, split, *_find(name, Path(root or "data"), protocol))
+    elif name.endswith(".jsonl"):
+        examples = _listed(name, split, Path(name).parent, list(_jsonl(Path(name))))
+    elif name and Path(name).is_dir():
+        examples = _listed(name, split, Path(name), list(_class_folders(Path(name))))
     else:
         raise ValueError(f"unknown dataset {name!r}: choose {', '.join(SETS)}, toy-bird, -flower, -vehicle, "
                          "-fish, a folder of class folders or a .jsonl file")
@@ -135,36 +140,35 @@ def _toy(name: str, split: str) -> list[Example]:
                     lambda i=i: toy.draw(domain, split, i)[0]) for i in range(TOY_SIZES[split])]
 
 
-def _listed(name: str, split: str, root: Path, protocol: str) -> list[Example]:
-    """Reads the lists of all splits, to be sure that no image is in two, and returns one split."""
-    if name in SETS:
-        folder, rows = _find(name, root, protocol)
-    elif name.endswith(".jsonl"):
-        folder, rows = Path(name).parent, list(_jsonl(Path(name)))
-    else:
-        folder, rows = Path(name), list(_class_folders(Path(name)))
+def _listed(name: str, split: str, folder: Path, rows: list) -> list[Example]:
+    """One split of the rows of all splits, no path of which may be in two."""
     for path, times in Counter(path for _, path, _ in rows).most_common(1):
         if times > 1:
             raise ValueError(f"{name}: {path} is listed twice in train, val and test together: keep one")
     parts = {ours: [row for row in rows if row[0] == ours] for ours in SPLITS}
     chosen = parts[OURS[split]] + parts["val"] * (split == "trainval")
-    if OURS[split] == "val" and not chosen:  # what the official subset leaves; train.py drops any in use
+    if OURS[split] == "val" and not chosen:  # what the official subset leaves, of a small set half
         train = parts["train"]
-        used = set(_subset(train, min(OFFICIAL_SUBSET, len(train) // 2), seed=42))
+        used = OFFICIAL_SUBSET if len(train) > OFFICIAL_SUBSET else len(train) // 2
+        used = set(_subset(train, used, seed=42))
         chosen = [row for row in train if row not in used]
     if not chosen:
-        hint = ("is cars_test_annos_withlabels.mat missing?" if name == "cars" else
-                "it takes lines in a .jsonl file, or images in folders CLASS or SPLIT/CLASS")
+        hint = (": is cars_test_annos_withlabels.mat missing?" if name == "cars" else "" if name in SETS else
+                ": it takes lines in a .jsonl file, or images in folders CLASS or SPLIT/CLASS")
         there = ", ".join(filter(parts.get, parts)) or "none"
-        raise FileNotFoundError(f"{name} has no {split} images in {folder} (there are: {there}): {hint}")
-    examples, domain = [], name if name in SETS else Path(name).resolve().stem
+        raise FileNotFoundError(f"{name} has no {split} images in {folder} (there are: {there}){hint}")
+    examples, domain = [], title(name)
     for _, path, label in chosen:
         file, nested = folder / path, folder / path.rsplit("_", 1)[0] / path
         if name == "pets" and nested.exists():  # the release sorts them into class folders on first use
             file = nested
-        examples.append(Example(f"{Path(name).as_posix()}/{path}", label, domain,
-                                functools.partial(read_image, file)))
+        examples.append(Example(f"{Path(name).as_posix()}/{path}", label, domain, partial(read_image, file)))
     return examples
+
+
+def title(name: str) -> str:
+    """A dataset's short name: of a path its last part."""
+    return name if name in SETS else Path(name).resolve().name.removesuffix(".jsonl")
 
 
 def _find(name: str, root: Path, protocol: str) -> tuple[Path, list]:
@@ -175,11 +179,11 @@ def _find(name: str, root: Path, protocol: str) -> tuple[Path, list]:
     if known.url.startswith("http"):
         advice += f" (python data.py --data {name} --download does)"
     if name in COOP and protocol == "coop":
-        read, advice = functools.partial(_coop, name), f"put CoOp's {COOP[name]} there"
+        read = partial(_coop, name)
     folders = level = [root]
     for _ in range(3):
         level = [folder / n for folder in level for n in known.folders.split() if (folder / n).is_dir()]
-        folders = folders + level
+        folders = level + folders  # the innermost first: a folder of that name is surely meant
     for folder in folders:
         try:
             next((folder / known.images).iterdir(), None)  # is it there?
@@ -187,12 +191,14 @@ def _find(name: str, root: Path, protocol: str) -> tuple[Path, list]:
                     for split, path, label in read(folder)]
             return folder / known.images, rows
         except (FileNotFoundError, NotADirectoryError) as e:
-            missing = e.filename
+            missing = missing or e.filename
         except (TypeError, LookupError, AttributeError) as e:  # JSON or .mat of another shape
             raise ValueError(f"{folder}: a list there is not as published, fetch it again "
                              f"({type(e).__name__}: {e})") from None
     if root.is_file():
         raise FileNotFoundError(f"{root} is a file: unpack it and say --root FOLDER")
+    if read is not known.read and Path(missing).suffix:  # a list; the pictures are there
+        advice = f"put CoOp's {COOP[name]} there"
     raise FileNotFoundError(f"{known.title} is not in {root} as its archive unpacks: {missing} is missing; "
                             f"{advice}, or say --root FOLDER")
 
@@ -208,12 +214,13 @@ def _words(label: str) -> str:
 
 def _lines(file: Path, parse: Callable, expected: str):
     """What `parse` makes of each line that is neither blank nor a comment."""
-    for n, line in enumerate(file.read_text(encoding="utf-8-sig", errors="replace").split("\n"), 1):
-        if line.strip() and not line.startswith("#"):
+    for n, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if line.strip() and not line.startswith(b"#"):
             try:
-                yield parse(line.strip())
-            except (ValueError, TypeError, LookupError, AttributeError):
-                raise ValueError(f"{file}, line {n}: expected {expected}, got {line[:60]!r}") from None
+                yield parse(line.decode().strip())
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+                got = line[:60].decode(errors="replace")
+                raise ValueError(f"{file}, line {n}: expected {expected}, got {got!r}") from None
 
 
 def _fields(file: Path, pattern: str, example: str):
@@ -221,34 +228,35 @@ def _fields(file: Path, pattern: str, example: str):
 
 
 def _csv(file: Path, *columns: str):
-    with open(file, encoding="utf-8-sig", newline="") as f:
-        return [[row[column] for column in columns] for row in csv.DictReader(f)]
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as f:
+            return [[row[column] for column in columns] for row in csv.DictReader(f)]
+    except (ValueError, csv.Error) as e:
+        raise ValueError(f"{file} is no CSV file in UTF-8: {e}") from None
 
 
 def _json(file: Path) -> dict:
     try:
         return dict(json.loads(file.read_text(encoding="utf-8-sig")))
-    except (ValueError, TypeError) as e:
-        raise ValueError(f"{file} is no JSON object: {e}") from None
+    except (ValueError, TypeError, RecursionError) as e:
+        raise ValueError(f"{file} is no JSON object, delete it and fetch it again: {e}") from None
 
 
 def _cub(folder: Path):
     def column(file):
-        return dict(_fields(folder / file, r"(\d+) (.+)", "12 value"))
+        return dict(_fields(folder / file, r"(\d+)\s+(.+)", "12 value"))
     classes, labels = column("classes.txt"), column("image_class_labels.txt")
     is_train = column("train_test_split.txt")
     for number, path in column("images.txt").items():
-        split = "train" if is_train[number] == "1" else "test"
+        split = {"1": "train", "0": "test"}[is_train[number]]
         yield split, path, classes[labels[number]].split(".", 1)[-1]  # 001.Black_footed_Albatross
 
 
-def _text_files(name: str, splits: str, pattern: str, example: str) -> Callable:
-    """The reader of a file for each split; a line's groups are the image's path less .jpg, and its label."""
-    def read(folder: Path):
-        for split in splits.split():
-            for stem, label in _fields(folder / name.format(split), pattern, example):
-                yield split, f"{stem}.jpg", label
-    return read
+def _text_files(name: str, splits: str, pattern: str, example: str, folder: Path):
+    """A file for each split; a line's groups are the image's path less .jpg, and its label."""
+    for split in splits.split():
+        for stem, label in _fields(folder / name.format(split), pattern, example):
+            yield split, f"{stem}.jpg", label
 
 
 def _flowers(folder: Path):
@@ -274,7 +282,7 @@ def _cars(folder: Path):
     elif kit.is_dir() or not (folder / "train").is_dir():
         names = dict(enumerate(read_mat(kit / "cars_meta.mat", "class_names").flat, 1))
         labelled = [f / "cars_test_annos_withlabels.mat" for f in (folder, kit)]  # the devkit's own has none
-        for file in [kit / "cars_train_annos.mat", *filter(Path.is_file, labelled)][:2]:
+        for file in [kit / "cars_train_annos.mat", *filter(Path.is_file, labelled)][:2]:  # one of each
             split = "test" if file in labelled else "train"
             for car in read_mat(file, "annotations").flat:
                 yield split, f"cars_{split}/{car['fname']}", names[car["class"].item()]
@@ -316,12 +324,12 @@ def _jsonl(file: Path):
         if not label:
             raise ValueError("no label")
         return OURS[row.get("split") or _hashed(path)], path, label
-    return _lines(file, parse, '{"image": path, "label": name} and, if wanted, "split": train, val or test')
+    return _lines(file, parse, 'UTF-8: {"image": path, "label": name}, if wanted "split": train, val or test')
 
 
 def _hashed(path: str) -> str:
     """70 % train, 10 % val, 20 % test; an image keeps its place whatever else is added."""
-    place = int(hashlib.sha256(path.encode()).hexdigest(), 16) % 10
+    place = int(hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest(), 16) % 10
     return "test" if place < 2 else "val" if place < 3 else "train"
 
 
@@ -346,11 +354,11 @@ SETS = {
          "setid.mat": "a5357ecc9cb78c4bef273ce3793fc85c",
          "https://raw.githubusercontent.com/udacity/pytorch_challenge/master/cat_to_name.json": None}),
     "food": Published(
-        _text_files("meta/{}.txt", "train test", r"(([^/]+)/[^/]+)", "apple_pie/1005649"),
+        partial(_text_files, "meta/{}.txt", "train test", r"(([^/]+)/[^/]+)", "apple_pie/1005649"),
         "Food-101", "food-101 food101 food", "images",
         "http://data.vision.ee.ethz.ch/cvl/", {"food-101.tar.gz": "85eeb15f3717b99a5da872d97d918f87"}),
     "pets": Published(
-        _text_files("annotations/{}.txt", "trainval test", r"((\S+)_\d+) [\d ]+", "Abyssinian_1 1 1 1"),
+        partial(_text_files, "annotations/{}.txt", "trainval test", r"((\S+)_\d+) [\d ]+", "Pug_1 1 1 1"),
         "Oxford-IIIT Pets", "oxford-iiit-pet oxford_pets pets", "images", OXFORD + "pets/data/",
         {"images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c",
          "annotations.tar.gz": "95a8c909bbe2e81eed6a22bccdf3f68f"}),
@@ -359,7 +367,7 @@ SETS = {
         "someone's copy (Stanford's host is gone; a re-host in folders train/CLASS and test/CLASS will do)",
         ("cars_train.tgz", "cars_test.tgz", "car_devkit.tgz", "cars_test_annos_withlabels.mat")),
     "aircraft": Published(
-        _text_files("images_variant_{}.txt", "train val test", r"(\d+) (.+)", "1025794 707-320"),
+        partial(_text_files, "images_variant_{}.txt", "train val test", r"(\d+) (.+)", "1025794 707-320"),
         "FGVC-Aircraft", "fgvc-aircraft-2013b fgvc_aircraft aircraft data", "images",
         OXFORD + "fgvc-aircraft/archives/",
         {"fgvc-aircraft-2013b.tar.gz": "d4acdd33327262359767eeaa97a4f732"}),
@@ -367,13 +375,17 @@ SETS = {
 
 
 def download(name: str, root=None) -> None:
-    """Fetches and unpacks a published set into root/name; once that is done, nothing."""
+    """Fetches and unpacks a published set into root/name; nothing, once that is done and can be read."""
     if name not in SETS:
         raise ValueError(f"{name} cannot be downloaded: choose " + ", ".join(SETS))
     known, folder = SETS[name], Path(root or "data") / name
     if not known.url.startswith("http"):
         raise ValueError(f"cannot download {', '.join(known.files)}: take {known.title} from {known.url}")
-    if not (folder / ".complete").exists():
+    try:
+        whole = (folder / ".complete").exists() and load(name, root=folder)
+    except (OSError, ValueError):  # something was lost since
+        whole = False
+    if not whole:
         folder.mkdir(parents=True, exist_ok=True)
         for file, md5 in known.files.items():
             fetch(urllib.parse.urljoin(known.url, file), folder / Path(file).name, md5)
@@ -384,11 +396,12 @@ def download(name: str, root=None) -> None:
 
 
 def fetch(url: str, file: Path, md5: str | None = None) -> None:
-    """Into FILE.part, where a broken transfer goes on; FILE once size and MD5 are right. Raises OSError."""
+    """Into FILE.part, where a broken transfer goes on if there is an MD5 to tell a whole from two halves;
+    FILE once size and MD5 are right. Raises OSError."""
     part = file.with_name(file.name + ".part")
     if file.exists():
         return
-    start = part.stat().st_size if part.exists() else 0
+    start = part.stat().st_size if md5 and part.exists() else 0
     request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0", "Range": f"bytes={start}-"})
     try:
         with urllib.request.urlopen(request, timeout=60) as reply:
@@ -401,10 +414,7 @@ def fetch(url: str, file: Path, md5: str | None = None) -> None:
         if part.stat().st_size < total:
             raise OSError(f"broke off at {part.stat().st_size} of {total} bytes")
     except (OSError, http.client.HTTPException) as e:
-        beyond = getattr(e, "code", None) == 416  # all of it was there, or more: then of another file
-        if beyond and e.headers["Content-Range"] != f"bytes */{start}":
-            part.unlink()
-        if not beyond or not part.exists():
+        if not start or getattr(e, "code", None) != 416:  # all of it was there, or more: the MD5 tells
             raise OSError(f"{url}: {e}; run it again to go on") from None
     with open(part, "rb") as f:
         found = hashlib.file_digest(f, "md5").hexdigest()
@@ -420,14 +430,19 @@ def unpack(archive: Path, folder: Path) -> None:
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for member in _bar(tar, desc=f"unpacking {archive.name}", unit=" files"):
-                inside = (home / member.name).resolve().is_relative_to(home)
+                target = home / member.name
+                inside = target.is_relative_to(home) and target.resolve() == target  # no link on the way
                 if not inside or not (member.isreg() or member.isdir()):
                     raise ValueError(f"{archive}: {member.name!r} is a link, a device or outside: refused")
+                if member.isreg():
+                    target.unlink(missing_ok=True)  # it could be a hard link to something outside
                 tar.extract(member, home, filter="data")
             while tar.fileobj.read(1 << 20):  # to the checksum at the end
                 pass
     except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise OSError(f"{archive} is damaged ({e}): delete it and fetch it again") from None
+    except OSError as e:  # a full disk
+        raise OSError(f"cannot unpack {archive}: {e}") from None
 
 
 def _bar(items=None, **kwargs):
@@ -524,7 +539,7 @@ def odd_files(examples: list[Example]) -> str:
             example.image()
             for path in getattr(example.open, "args", ()):  # the embedded world's have none
                 with Image.open(path) as file:
-                    turned = ", turned by EXIF" * (file.getexif().get(0x0112, 1) != 1)
+                    turned = ", turned by EXIF" * (file.getexif().get(0x0112) in UPRIGHT)
                     tiny = ", under 28 pixels" * (min(file.size) < 28)
                     kinds[f"{file.format} {file.mode} named {path.suffix}{turned}{tiny}"].append(example.id)
         except BadImage as e:
@@ -559,7 +574,7 @@ def show(args) -> None:
     print(*missing, textwrap.fill(table, 110), sep="\n")
     first, examples = next(iter(sets.items()))
     print(f"some of {first}:", *(f"  {e.id}: {e.label}" for e in spread(examples, 10)), sep="\n")
-    picture = Path(args.sheet or f"runs/{Path(args.data).resolve().stem}-{first}.png")
+    picture = Path(args.sheet or f"runs/{title(args.data)}-{first}.png")
     try:
         picture.parent.mkdir(parents=True, exist_ok=True)
         sheet(spread(examples, 24)).save(picture)
@@ -586,7 +601,7 @@ def main() -> None:
         if args.download:
             download(args.data, args.root)
         show(args)
-    except (ValueError, OSError) as e:
+    except (ValueError, OSError, ImportError) as e:
         sys.exit(f"data.py: {(str(e) or type(e).__name__).splitlines()[0]}")
     except KeyboardInterrupt:
         sys.exit("data.py: stopped; the same command goes on")

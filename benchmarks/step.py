@@ -243,7 +243,7 @@ def growth(tokens: int) -> dict:
     """CPU seconds of reference and update together by N, at this completion length."""
     found = {}
     for n in (2, 4, 8, 16, 32):
-        seen = ours(tokens, plain=False, n=n, steps=4, micro_batch=1)  # as train.py's default
+        seen = ours(tokens, plain=False, n=n, micro_batch=1)  # as train.py's default
         found[n] = seen["reference"] + seen["update"]
         prompt = seen["prompt"]
     return {"seconds": found, "prompt": prompt}

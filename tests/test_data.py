@@ -59,6 +59,17 @@ def test_validation_images_are_unused_training_images(tmp_path):
     assert not {e.id for e in val} & {e.id for e in data.load("cub", root=folder, limit=6)}
 
 
+def test_validation_is_all_that_the_papers_3000_leave(tmp_path):
+    lines = [f"{i} a/{i}.jpg" for i in range(1, 6001)]
+    (folder := tmp_path / "CUB_200_2011" / "images").mkdir(parents=True)
+    for name, content in (("images.txt", lines), ("classes.txt", ["1 001.A"]),
+                          ("image_class_labels.txt", [f"{i} 1" for i in range(1, 6001)]),
+                          ("train_test_split.txt", [f"{i} {int(i <= 5994)}" for i in range(1, 6001)])):
+        (folder.parent / name).write_text("\n".join(content))
+    used, val = data.load("cub", root=tmp_path, limit=3000), data.load("cub", "val", tmp_path)
+    assert len(val) == 2994 and set(val) | set(used) == set(data.load("cub", root=tmp_path))
+
+
 def test_what_is_missing_is_said_in_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="fetch CUB_200_2011.tgz .* unpack it there") as e:
         data.load("cub", root=tmp_path)
@@ -67,6 +78,9 @@ def test_what_is_missing_is_said_in_one_line(tmp_path):
     (folder / "classes.txt").rename(folder / "names.txt")
     with pytest.raises(FileNotFoundError, match="classes.txt is missing"):
         data.load("cub", root=folder)
+    (folder.parent / "cub").mkdir()
+    with pytest.raises(FileNotFoundError, match="CUB_200_2011/classes.txt is missing"):
+        data.load("cub", root=folder.parent)  # and not what an empty folder beside it lacks
     (folder / "names.txt").rename(folder / "classes.txt")
     (folder / "image_class_labels.txt").write_text("1 1\n")
     with pytest.raises(ValueError, match="not as published, fetch it again .*'2'"):

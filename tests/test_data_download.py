@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import io
 import os
+import shutil
 import socket
 import tarfile
 import threading
@@ -85,9 +86,18 @@ def test_a_broken_transfer_goes_on_where_it_stopped(server, tmp_path):
 def test_a_server_that_ignores_ranges_starts_over(server, tmp_path):
     server.files["a.bin"], server.breaks, server.knows_ranges = BODY, [100_000], False
     with pytest.raises(OSError, match="broke off"):
+        data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+    data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+    assert server.ranges == [0, 100_000] and (tmp_path / "a.bin").read_bytes() == BODY
+
+
+def test_without_an_md5_a_file_is_fetched_from_its_start(server, tmp_path):
+    """Nothing would tell a whole from two halves of different files."""
+    server.files["a.bin"], server.breaks = BODY, [100_000]
+    with pytest.raises(OSError, match="broke off"):
         data.fetch(server.url + "a.bin", tmp_path / "a.bin")
     data.fetch(server.url + "a.bin", tmp_path / "a.bin")
-    assert server.ranges == [0, 100_000] and (tmp_path / "a.bin").read_bytes() == BODY
+    assert server.ranges == [0, 0] and (tmp_path / "a.bin").read_bytes() == BODY
 
 
 def test_stopped_between_the_last_byte_and_the_rename(server, tmp_path):
@@ -97,8 +107,8 @@ def test_stopped_between_the_last_byte_and_the_rename(server, tmp_path):
     assert (tmp_path / "a.bin").read_bytes() == BODY
     (tmp_path / "b.bin.part").write_bytes(BODY + b"more than there is")
     server.files["b.bin"] = BODY
-    with pytest.raises(OSError, match="416"):  # without an MD5, too
-        data.fetch(server.url + "b.bin", tmp_path / "b.bin")
+    with pytest.raises(OSError, match="the MD5 is .*: dropped"):
+        data.fetch(server.url + "b.bin", tmp_path / "b.bin", MD5)
     data.fetch(server.url + "b.bin", tmp_path / "b.bin", MD5)
     assert (tmp_path / "b.bin").read_bytes() == BODY
 
@@ -156,6 +166,9 @@ def test_a_set_is_fetched_unpacked_and_read_and_then_left_alone(server, tmp_path
     assert [e.id for e in data.load("pets", "test", tmp_path / "root")] == [
         e.id for e in data.load("pets", "test", tmp_path / "made")]
     assert data.load("pets", "test", tmp_path / "root")[0].image().size == (24, 16)
+    shutil.rmtree(tmp_path / "root/pets/images")  # something was lost: it is unpacked again
+    data.download("pets", tmp_path / "root")
+    assert data.load("pets", "test", tmp_path / "root")[0].image() and len(server.ranges) == 3
 
 
 @pytest.mark.parametrize("member", [
@@ -176,6 +189,31 @@ def test_no_member_leaves_the_folder_and_no_link_is_made_or_followed(tmp_path, m
     assert {f.name for f in inside.iterdir()} == {"a.txt", "link"}
     assert not list((tmp_path / "elsewhere").iterdir())
     assert {f.name for f in tmp_path.iterdir()} == {"in", "elsewhere", "secret", "evil.tgz"}
+
+
+def test_a_hard_link_to_something_outside_is_replaced_not_written_through(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "precious").write_text("precious")
+    os.link(tmp_path / "precious", tmp_path / "in/a.txt")
+    (tmp_path / "in/own").mkdir()
+    (tmp_path / "a.tgz").write_bytes(packed(("a.txt", b"new"), ("own/b.txt", b"b")))
+    data.unpack(tmp_path / "a.tgz", tmp_path / "in")
+    assert (tmp_path / "precious").read_text() == "precious" and (tmp_path / "in/a.txt").read_text() == "new"
+    (tmp_path / "in/inner").symlink_to("own")  # a link that stays inside is not followed either
+    (tmp_path / "b.tgz").write_bytes(packed(("inner/b.txt", b"other")))
+    with pytest.raises(ValueError, match="refused"):
+        data.unpack(tmp_path / "b.tgz", tmp_path / "in")
+    assert (tmp_path / "in/own/b.txt").read_text() == "b"
+
+
+def test_a_disk_that_is_full_while_unpacking_is_named(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "a.tgz").write_bytes(packed(("a.txt", b"new")))
+    monkeypatch.setattr(tarfile.TarFile, "extract", full)
+    with pytest.raises(OSError, match="cannot unpack .*a.tgz: .*No space left"):
+        data.unpack(tmp_path / "a.tgz", tmp_path)
 
 
 def test_a_damaged_archive_is_said_and_not_taken_for_whole(server, tmp_path, monkeypatch):

@@ -69,15 +69,16 @@ def test_what_is_transparent_is_white(tmp_path):
         check(tmp_path / name, (8, 8), colour, tolerance=1)
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])  # a TIFF is turned by Pillow itself
 @pytest.mark.parametrize("orientation, red_corner", [(1, "top left"), (2, "top right"), (3, "bottom right"),
                                                      (4, "bottom left"), (5, "top left"), (6, "top right"),
                                                      (7, "bottom right"), (8, "bottom left")])
-def test_exif_turns_it_upright(tmp_path, orientation, red_corner):
+def test_exif_turns_it_upright(tmp_path, orientation, red_corner, suffix):
     """Orientation names where the stored row 0 and column 0 are shown: 6 is right and top, so top right."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    scene().save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    image = data.read_image(tmp_path / "turned.jpg")
+    scene().save(tmp_path / f"turned.{suffix}", exif=exif, quality=95)
+    image = data.read_image(tmp_path / f"turned.{suffix}")
     assert image.size == ((48, 32) if orientation < 5 else (32, 48))
     y = 3 if "top" in red_corner else image.height - 4
     x = 3 if "left" in red_corner else image.width - 4

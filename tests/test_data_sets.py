@@ -103,6 +103,14 @@ def test_older_and_rehosted_cars(tmp_path):
         assert listed(name, "test", root)[0][1] == "Acura TL Type-S 2008"
 
 
+def test_another_tree_beside_the_cars_is_not_taken_for_them(tmp_path):
+    trees.cars(tmp_path)
+    before = listed("cars", "train", tmp_path)
+    (tmp_path / "train/mydog").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "train/mydog/1.jpg")
+    assert listed("cars", "train", tmp_path) == before
+
+
 def test_aircraft(tmp_path):
     trees.aircraft(tmp_path)
     sets = {split: listed("aircraft", split, tmp_path) for split in ("train", "val", "trainval", "test")}
@@ -243,6 +251,10 @@ def test_bad_input_ends_in_one_clear_line(tmp_path):
              tmp_path / "void", FileNotFoundError)
     says("split_coop.csv is missing; put CoOp's split_zhou_Food101.json there", "food", protocol="coop",
          error=FileNotFoundError)
+    (food / "images").rename(food / "pictures")
+    says("images is missing; fetch food-101.tar.gz from .* --download does", "food", protocol="coop",
+         error=FileNotFoundError)
+    (food / "pictures").rename(food / "images")
     says("Stanford's host is gone", "cars", tmp_path / "nowhere", FileNotFoundError)
     (flowers / "setid.mat").rename(flowers / "away")
     says("setid.mat is missing", "flowers", error=FileNotFoundError)
@@ -270,6 +282,9 @@ def test_bad_input_ends_in_one_clear_line(tmp_path):
     says("not as published", "food", protocol="coop")
     (food / "split_coop.csv").write_text("filename\na/1.jpg\n")
     says("not as published.*'split'", "food", protocol="coop")
+    for content in ('split,filename\ntrain,"a/1.jpg\n' + "x" * 200_000, "split,filename\ntrain,\xe6.jpg\n"):
+        (food / "split_coop.csv").write_bytes(content.encode("latin-1"))
+        says("split_coop.csv is no CSV file in UTF-8", "food", protocol="coop")
     for content in ('{"train": 5}', '{"train": [5]}', '{"train": [["a.jpg", 1]]}',
                     '{"dev": [["a/1.jpg", 1, "a"]]}', '{"train": [["a.jpg", 1, null]]}'):
         (food / "split_zhou_Food101.json").write_text(content)
@@ -282,6 +297,9 @@ def test_bad_input_ends_in_one_clear_line(tmp_path):
     for text in ('{"image": "a.jpg"}', "[]", "{", '{"image": "b.jpg", "label": " "}',
                  '{"image": 3, "label": "x"}', '{"image": "b.jpg", "label": "x", "split": "dev"}'):
         (tmp_path / "x.jsonl").write_text('{"image": "a.jpg", "label": "x"}\n\n' + text)
-        says('x.jsonl, line 3: expected {"image": path', str(tmp_path / "x.jsonl"))
+        says('x.jsonl, line 3: expected UTF-8: {"image": path', str(tmp_path / "x.jsonl"))
+    for content in ('{"image": "a.jpg", "label": "Ælf"}'.encode("latin-1"), b"[" * 100_000):
+        (tmp_path / "x.jsonl").write_bytes(content)
+        says("x.jsonl, line 1: expected UTF-8: ", str(tmp_path / "x.jsonl"))
     (tmp_path / "x.jsonl").write_text('{"image": "a.jpg", "label": "x"}\n{"image": "./a.jpg", "label": "x"}')
     says("a.jpg is listed twice", str(tmp_path / "x.jsonl"))
