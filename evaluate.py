@@ -1,7 +1,7 @@
 """The paper's table for a model, with or without adapters, on any datasets; and answers to one's own
 pictures.
 
-    python evaluate.py --data toy-bird,toy-fish --adapter none runs/toy/adapter
+    python evaluate.py --data toy-bird,toy-fish --adapter none runs/toy-speciarl-seed0/adapter
     python evaluate.py --data flowers,food,pets,cars,aircraft --root DIR --adapter none runs/x/adapter
     python evaluate.py --data cub --root DIR --n 64 --temperature 0.6 --out best_of.json
     python evaluate.py --image photo.jpg --model Qwen/Qwen2.5-VL-7B-Instruct --n 8
@@ -177,9 +177,6 @@ def answered(policy, judge: Judge, examples: list[data.Example], question: str, 
              label: str = "evaluate", embed=None, first: int = 0):
     """N answers an image, greedy at temperature 0, judged: yields lists of records, one an image in the order
     of the examples from number `first` on, a batch of at most `rows` answers at a time."""
-    if n > 1 and temperature == 0:
-        raise ValueError("n > 1 greedy answers to one image are all the same: give a temperature")
-
     def records(batch: list[data.Example]) -> list[dict]:
         read, rollouts, bad = ask(policy, batch, question, n=n, temperature=temperature,
                                   max_new_tokens=max_new_tokens, seed=seed, stream="evaluate", max_rows=rows)
@@ -205,17 +202,14 @@ def answered(policy, judge: Judge, examples: list[data.Example], question: str, 
             bar.update(len(batch))
 
 
-def evaluate(policy, judge: Judge, examples: list[data.Example], question: str, n: int = 1,
-             temperature: float = 0.0, max_new_tokens: int = 512, seed: int = 0, rows: int = 256,
-             label: str = "evaluate") -> dict:
-    """All of `answered` in memory. Returns {"summary": Summary, "groups": one list of categories an image
-    (None = malformed, judge errors left out), "records": one dict an image, "unreadable": lines}."""
+def evaluate(*args, **kwargs) -> dict:
+    """All that `answered` yields for these arguments, in memory. Returns {"summary": Summary, "groups": one
+    list of categories an image (None = malformed, judge errors left out), "records": one dict an image,
+    "unreadable": lines}."""
     tally, records = Tally(), []
-    for batch in answered(policy, judge, examples, question, n, temperature, max_new_tokens, seed, rows,
-                          label):
-        for record in batch:
-            tally.add(record)
-            records += [record] if "answers" in record else []
+    for record in (record for batch in answered(*args, **kwargs) for record in batch):
+        tally.add(record)
+        records += [record] if "answers" in record else []
     groups = [judged for group, judged in zip(tally.groups, tally.verdicts()) if group]
     return {"summary": tally.summary(), "groups": groups, "records": records, "unreadable": tally.unreadable}
 
@@ -286,7 +280,7 @@ def answer_pictures(policy, paths: list[str], question: str, n: int, temperature
     read, greedy, bad = ask(policy, examples, question, n=1, temperature=0.0, **kwargs)
     sampled = [None] * len(read)
     if n > 1:
-        sampled = ask(policy, read, question, n=n, temperature=temperature or 1.0, **kwargs)[1]
+        sampled = ask(policy, read, question, n=n, temperature=temperature, **kwargs)[1]
     for example, one, many in zip(read, greedy, sampled):
         print(f"{example.id}\n  greedy   {one.answers[0] or '(no answer)'}\n           {one.texts[0]}")
         if many is not None:
@@ -305,7 +299,8 @@ def answer_pictures(policy, paths: list[str], question: str, n: int, temperature
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(usage="%(prog)s [options]; --help lists them", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--data", default=",".join(TOY_SETS), help="datasets, comma between them")
+    p.add_argument("--data", default=",".join(TOY_SETS), help="datasets, comma between them (default: the "
+                                                              "embedded world's four)")
     p.add_argument("--root", help="folder of the datasets (default: data)")
     p.add_argument("--split", default="test", choices=("train", "val", "test"))
     p.add_argument("--protocol", default="official", choices=("official", "coop"), help="whose splits")
@@ -314,20 +309,23 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--model", help="checkpoint folder or hub name, or toy (default: the adapter's base, "
                                    f"else toy for the embedded world, {MODEL} otherwise)")
     p.add_argument("--adapter", nargs="+", default=["none"], metavar="DIR",
-                   help="adapters, compared with the first; none = the base")
-    p.add_argument("--prompt", default="base", help="the question: " + ", ".join(PROMPTS))
-    p.add_argument("--n", type=int, default=1, help="answers an image; above 1 with the best of 1, 2, 4, ...")
+                   help="adapters or runs, compared with the first; none = the base (default)")
+    p.add_argument("--prompt", default="base", help=f"the question: {', '.join(PROMPTS)}; in the "
+                   f"embedded world {', '.join(toy.PROMPTS)} (default: base)")
+    p.add_argument("--n", type=int, default=1,
+                   help="answers an image (default: 1); above 1 with the best of 1, 2, 4, ...")
     p.add_argument("--temperature", type=float, help="default: 0 (greedy) for n = 1, else 1")
-    p.add_argument("--judge", help="chat model, taxonomy.json, or taxonomy (default: taxonomy for the "
-                                   f"embedded world, else {JUDGE})")
+    p.add_argument("--judge", help="chat model, http://server, taxonomy.json, or taxonomy (default: taxonomy "
+                                   f"for the embedded world, else {JUDGE})")
     add_arguments(p)
     p.add_argument("--judge-cache", default=VERDICTS, help="file of remembered verdicts, or none")
     p.add_argument("--embedder", help="encoder of texts, folder or hub name: adds semantic similarity "
                                       "(the literature's: sentence-transformers/all-MiniLM-L6-v2)")
-    p.add_argument("--max-new-tokens", type=int, default=512)
-    p.add_argument("--max-pixels", type=int, default=512 * 28 * 28, help="larger images are scaled down")
-    p.add_argument("--rows", type=int, default=256, help="answers decoded at a time (memory)")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--max-new-tokens", type=int, help="default: 512, for the embedded world 16")
+    p.add_argument("--max-pixels", type=int, help="larger images are scaled down (default: 512 x 28 x 28; "
+                                                  "none in the embedded world)")
+    p.add_argument("--rows", type=int, default=256, help="answers decoded at a time (default: 256; memory)")
+    p.add_argument("--seed", type=int, default=0, help="of sampled answers and of the model toy (default: 0)")
     p.add_argument("--out", metavar="FILE.json", help="write the figures there, the answers to FILE.jsonl, "
                    "from which the same command goes on after a kill (--rows may differ)")
     return p
@@ -350,6 +348,8 @@ def measure(args, load, question: str, judge_name: str, settings: dict, told: di
     depend on. Returns adapter -> dataset or mean -> its row of the table."""
     sets = {name: data.load(name, args.split, args.root, args.limit, protocol=args.protocol)
             for name in args.data.split(",")}
+    if len({e.id for examples in sets.values() for e in examples}) < sum(map(len, sets.values())):
+        raise ValueError(f"--data {args.data} holds an image twice")
     file = answers_file(args.out) if args.out else None
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -370,19 +370,25 @@ def measure(args, load, question: str, judge_name: str, settings: dict, told: di
             policy = policy or load(adapter)
             judge = judge or load_judge(judge_name, args, policy.device)
             embed = embed or (load_embedder(args.embedder, policy.device) if args.embedder else None)
+            new = []  # with errors in it kept back until there are verdicts enough to judge the judge
             for records in answered(policy, judge, examples, question, args.n, **settings, seed=args.seed,
                                     rows=args.rows, label=f"{adapter} {name}", embed=embed,
                                     first=len(tally.groups)):
-                verdicts = [c for r in records for c in r.get("categories", ())]
-                if len(verdicts) >= 16:  # a judge that is gone is no result; a few errors are
-                    trust(judge, verdicts.count(JUDGE_ERROR), len(verdicts), 0.5, "answers")
+                new += records
+                verdicts = [c for r in new for c in r.get("categories", ())]
+                errors, left = verdicts.count(JUDGE_ERROR), len(examples) - len(tally.groups) - len(new)
+                if errors and left and len(verdicts) < 16:
+                    continue
+                trust(judge, errors, len(verdicts), 0.5, "answers")
                 if file:
-                    append(file, told, [place | r for r in records])
-                for record in records:
+                    append(file, told, [place | r for r in new])
+                for record in new:
                     tally.add(record)
+                new = []
     if next(before, None):
         raise ValueError(f"{file} holds more answers than there are images: give another --out")
-    rows, results = {name: [name] for name in sets} | means_over(list(sets)), {}
+    measurable = [name for name in sets if all(of[name].summary().n for of in tallies.values())]
+    rows, results = {name: [name] for name in sets} | means_over(measurable), {}
     for adapter, of in tallies.items():
         first = tallies[args.adapter[0]] if results else {}
         results[adapter] = {row: {"datasets": names} | measured(
@@ -392,8 +398,8 @@ def measure(args, load, question: str, judge_name: str, settings: dict, told: di
 
 
 def run(args) -> None:
-    for name in ("n", "rows", "max_new_tokens"):
-        if getattr(args, name) < 1:
+    for name in ("n", "rows", "max_new_tokens", "max_pixels"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     if args.temperature is not None and not 0 <= args.temperature < math.inf:
         raise ValueError(f"--temperature must be 0 or more, got {args.temperature}")
@@ -401,38 +407,53 @@ def run(args) -> None:
         raise ValueError(f"--out names the figures' JSON file (the answers go beside it), got {args.out}")
     if args.out and Path(args.out).exists() and not answers_file(args.out).exists():
         raise ValueError(f"{args.out} holds something else: give another --out")
+    unused = [f"--{name}" for name in ("out", "limit", "embedder") if args.image and getattr(args, name)]
+    if unused:
+        raise ValueError(f"--image only prints answers: {' and '.join(unused)} need --data")
+    args.adapter = [a if a == "none" or not (Path(a) / "adapter").is_dir() else str(Path(a) / "adapter")
+                    for a in args.adapter]  # a run's folder will do
     names = [] if args.image else args.data.split(",")
     for flag, values in (("--data", names), ("--adapter", args.adapter)):
         if len(set(values)) < len(values):
             raise ValueError(f"{flag} names one thing twice: {' '.join(values)}")
     configs = [adapter_config(a) if a != "none" else {} for a in args.adapter]
     weights = [weights_of(a) if a != "none" else None for a in args.adapter]
-    base = next(filter(None, (c.get("base_model_name_or_path") for c in configs)), None)
-    model = args.model or base or ("toy" if names and is_toy(names) else MODEL)
+    bases = sorted({c.get("base_model_name_or_path") for c in configs} - {None, ""})
+    if len(bases) > 1 and not args.model:
+        raise ValueError(f"these adapters have different bases, --model must say which: {', '.join(bases)}")
+    model = args.model or (bases[0] if bases else "toy" if names and is_toy(names) else MODEL)
     # the embedded world's policy has a vocabulary, and so prompts, of its own
     toys = is_toy(names) if names else model == "toy" or Path(model).name.startswith("toy-base-seed")
     temperature = (1.0 if args.n > 1 else 0.0) if args.temperature is None else args.temperature
     question = question_for(args.prompt, ["toy"] if toys else ["real"])
-    settings = {"temperature": temperature, "max_new_tokens": 16 if toys else args.max_new_tokens}
+    if args.n > 1 and temperature == 0:
+        raise ValueError("n > 1 greedy answers to one image are all the same: give a temperature")
+    settings = {"temperature": temperature, "max_new_tokens": args.max_new_tokens or (16 if toys else 512)}
+    max_pixels = args.max_pixels or (None if toys else 512 * 28 * 28)
 
     def load(adapter: str):
         return load_policy(model, args.seed, adapter=None if adapter == "none" else adapter,
-                           max_pixels=None if toys else args.max_pixels)
+                           max_pixels=max_pixels)
 
     if args.image:
-        for adapter in args.adapter:
+        for adapter, title in zip(args.adapter, titles(args.adapter)):
+            print(f"{model}, {title}:")
             answer_pictures(load(adapter), args.image, question, args.n, seed=args.seed, **settings)
         return
     judge = args.judge or ("taxonomy" if toys else JUDGE)
     told = {k: v for k, v in vars(args).items()
             if k not in ("image", "out", "rows", "judge_cache", "judge_key_file")}
-    told |= {"model": model, "judge": judge, "question": question, **settings, "weights": weights}
+    told |= {"model": model, "judge": judge, "question": question, "max_pixels": max_pixels, **settings,
+             "weights": weights}
     results = measure(args, load, question, judge, settings, told)
     if args.out:
         write_json(args.out, {"arguments": told, "results": results})
     how = f"{args.n} samples at temperature {temperature}" if temperature else "greedy"
     print(f"{model}, prompt {args.prompt!r}, {how}, judge {judge}, {args.split} images\n\n"
           + table(dict(zip(titles(args.adapter), results.values()))))
+    rows = [row for rows in results.values() for row in rows.values()]
+    for line in list(dict.fromkeys(line for row in rows for line in row["unreadable"]))[:10]:
+        print(line, file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> None:

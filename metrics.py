@@ -258,7 +258,7 @@ def table(systems: dict[str, dict[str, dict]]) -> str:
     """Three blocks of text: the figures, with the differences to the first system; what the answers are; HM
     of the best of k. systems: title -> dataset or mean -> its row as `measured` makes it."""
     first, rows = next(iter(systems.items()))
-    row, minus = next(iter(rows.values())), f"  minus {first}"
+    minus, scored = f"  minus {first}", max((r["scores"] for r in rows.values()), key=len)
     left = 2 + max(map(len, rows)), 2 + max(map(len, [*systems, minus]))
 
     def block(head: str, cells) -> str:
@@ -278,8 +278,8 @@ def table(systems: dict[str, dict[str, dict]]) -> str:
 
     def main(r: dict) -> dict:
         best = list(r.get("best_of", {}).items())[-1:]
-        return {"": figures(r)} | {f"  best of {k}": figures(b) for k, b in best} | (
-            {minus: figures(r["difference"], "+")} if "difference" in r else {})
+        return {"": figures(r)} | ({minus: figures(r["difference"], "+")} if "difference" in r else {}) | {
+            f"  best of {k}": figures(b) for k, b in best}
 
     def answers(r: dict) -> dict:
         s = r["summary"]
@@ -291,8 +291,8 @@ def table(systems: dict[str, dict[str, dict]]) -> str:
     names = {"text_inclusion": "included", "thought_not_said": "thought", "semantic_similarity": "similar"}
     blocks = [block("".join(f" {f.replace('_', ' '):<25}" for f in FIGURES) + "images", main),
               block(" answers  wrong  abst.   gen.   less  spec.   more  malf.  errors  unreadable"
-                    + "".join(f"{names[name]:>10}" for name in row["scores"]), answers)]
-    if "best_of" in row:
+                    + "".join(f"{names[name]:>10}" for name in scored), answers)]
+    if "best_of" in (row := next(iter(rows.values()))):
         def by_k(r: dict) -> dict:
             means = [b["summary"]["harmonic_mean"] for b in r["best_of"].values()]
             return {"": " " * 11 + "".join(f"{hm:>7.3f}" for hm in means)}

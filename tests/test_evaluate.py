@@ -194,6 +194,49 @@ def test_a_stopped_evaluation_goes_on(rows, monkeypatch, tmp_path, adapters, cap
     ev.main(["--limit", "10", *map(str, argv), "--out", str(tmp_path / "out.json")])
 
 
+@pytest.mark.parametrize("rows, limit", [(1, 40), (8, 40), (16, 40), (256, 10)])
+def test_a_judge_that_is_gone_is_no_result_and_nothing_of_it_is_kept(rows, limit, monkeypatch, tmp_path):
+    """However small the batches and the set; with a working judge the same command does it all."""
+    argv = ["--data", "toy-bird", "--rows", rows, "--limit", limit, "--out", tmp_path / "out.json"]
+    with monkeypatch.context() as m:
+        m.setattr(ev, "load_judge", lambda *args: lambda pairs: [None] * len(pairs))
+        with pytest.raises(SystemExit, match="the judge failed on .* answers.*the same command goes on"):
+            run(m, *argv)
+    file = tmp_path / "out.jsonl"
+    assert not file.exists() or "judge error" not in file.read_text()
+    few = iter([None, *[0] * 99])  # a first verdict missing is a few errors, if more follow
+    monkeypatch.setattr(ev, "load_judge", lambda *args: lambda pairs: [next(few) for _ in pairs])
+    run(monkeypatch, *argv)
+    assert results(tmp_path)["none"]["toy-bird"]["summary"]["judge_errors"] == 1
+
+
+def test_adapters_of_different_bases_are_not_measured_on_one(monkeypatch, tmp_path, adapters):
+    for adapter, base in zip(adapters, ("base-one", "base-two")):
+        config = {"r": 1, "lora_alpha": 1, "base_model_name_or_path": base}
+        (adapter / "adapter_config.json").write_text(json.dumps(config))
+    argv = ["--data", "toy-bird", "--adapter", "none", *adapters]
+    with pytest.raises(SystemExit, match="different bases, --model must say which: base-one, base-two"):
+        run(monkeypatch, *argv)
+    run(monkeypatch, *argv, "--model", "toy", "--out", tmp_path / "out.json")
+    assert list(results(tmp_path)) == ["none", *map(str, adapters)]
+
+
+def test_a_runs_folder_stands_for_its_adapter(monkeypatch, tmp_path, adapters):
+    run(monkeypatch, "--data", "toy-bird", "--adapter", tmp_path / "one", "--out", tmp_path / "out.json")
+    assert list(results(tmp_path)) == [str(adapters[0])]
+
+
+def test_a_set_without_a_verdict_enters_no_mean_and_its_pictures_are_named(monkeypatch, tmp_path, capsys):
+    run(monkeypatch, "--data", "toy-bird,toy-fish,toy-flower", "--out", tmp_path / "out.json",
+        change=lambda e, adapter, answers: None if e.domain == "bird" else answers)
+    rows, captured = results(tmp_path)["none"], capsys.readouterr()
+    assert list(rows) == ["toy-bird", "toy-fish", "toy-flower", "mean of 2"]
+    assert rows["mean of 2"]["summary"]["correctness"] == pytest.approx(
+        (rows["toy-fish"]["summary"]["correctness"] + rows["toy-flower"]["summary"]["correctness"]) / 2)
+    assert captured.err.count("cannot read the image toy-bird/") == 10
+    assert captured.out.count("included") == 2  # the column's title, and the legend
+
+
 def test_a_record_lost_within_a_batch_is_made_again_alone(monkeypatch, tmp_path):
     """What was written stays written wherever the kill fell; later batches begin where they would have."""
     argv = ["--data", "toy-bird", "--rows", "4", "--out", tmp_path / "out.json"]
@@ -432,6 +475,9 @@ def test_own_pictures(checkpoint, tmp_path, capsys):
     (["--out", "broken.json"], "broken.json holds something else: give another --out"),
     (["--out", "broken.json/x.json"], "broken.json"), (["--adapter", "."], "is broken"),
     (["--max-new-tokens", "0"], "--max-new-tokens must be"), (["--data", "cub,cub"], "one thing twice"),
+    (["--max-pixels", "0"], "--max-pixels must be"), (["--data", "toy,toy-bird"], "holds an image twice"),
+    (["--image", "x.jpg", "--out", "x.json"], "--out need --data"),
+    (["--image", "x.jpg", "--n", "2", "--temperature", "0"], "give a temperature"),
     (["--out", "x.jsonl"], "--out names the figures' JSON"), (["--out", "."], "--out names the figures'"),
     (["--embedder", "nowhere"], "cannot load the embedder 'nowhere'"),
 ])
