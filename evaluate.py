@@ -117,6 +117,8 @@ def ask(policy, examples: list[data.Example], question: str, answer=sample,
 
 def first_line(e: BaseException) -> str:
     """What an error says, as the one line that a user's mistake ends in."""
+    if isinstance(e, torch.cuda.OutOfMemoryError):
+        return "out of GPU memory: lower --rows, --max-pixels, --max-new-tokens or --n"
     return (str(e).splitlines() or [type(e).__name__])[0]
 
 

@@ -97,6 +97,7 @@ class Policy:
     pad_id: int
     name: str = ""
     shared: bool = True  # completions are scored on top of their prompt's keys and values
+    rows: int | None = None  # answers that can be decoded at a time, once memory has run out
 
     @property
     def tokenizer(self):
@@ -224,6 +225,8 @@ def encode(policy: Policy, images: list, question: str) -> list[Prompt]:
     """Each PIL image with the question in one user turn, image first. Vision tower and embeddings are frozen:
     what is made here serves rollout, reference and update. Raises ValueError for an image no patch grid fits
     (an aspect ratio above 200)."""
+    if len(images) > 32:  # a bound on the vision tower's memory
+        return encode(policy, images[:32], question) + encode(policy, images[32:], question)
     model, core = policy.model, policy.model.model
     text = _ask(policy.processor, question)
     bos = policy.tokenizer.bos_token  # some templates write it themselves: not twice
@@ -300,9 +303,8 @@ def completion_logprobs(policy: Policy, prompts: list[Prompt], completions: Tens
     shared = policy.shared if shared is None else shared
     n, width = len(completions) // len(prompts), completions.shape[1]
     used = max(2, int(mask.sum(1).max()))  # trailing padding costs nothing; one token alone has no input
-    completions = F.pad(completions, (0, max(0, used - width)), value=policy.pad_id)[:, :used]
-    mask = F.pad(mask.bool(), (0, max(0, used - width)))[:, :used]
-    targets = completions.masked_fill(~mask, policy.eos_ids[0])  # padding is banned: its -inf must not enter
+    completions = F.pad(completions, (0, used - width), value=policy.pad_id)  # a negative pad cuts
+    mask = F.pad(mask.bool(), (0, used - width))
     lengths = [len(p) for p in prompts]
     parts, order = [], []
     for length in dict.fromkeys(lengths):
@@ -311,11 +313,10 @@ def completion_logprobs(policy: Policy, prompts: list[Prompt], completions: Tens
         run = _shared_hidden if shared else _plain_hidden
         hidden = run(policy, [prompts[i] for i in members], completions[rows], checkpointing)
         head = policy.model.get_output_embeddings().weight
-        parts.append(chunked_logprobs(hidden, head, targets[rows], temperature, policy.banned))
+        parts.append(chunked_logprobs(hidden, head, completions[rows], temperature, policy.banned))
         order.append(rows)
     logprobs = torch.cat(parts)[torch.cat(order).argsort()]
-    logprobs = torch.where(mask, logprobs, 0.0)
-    return F.pad(logprobs, (0, max(0, width - used)))[:, :width]
+    return F.pad(torch.where(mask, logprobs, 0.0), (0, width - used))  # padding is -inf
 
 
 class _SharedKV:

@@ -1,4 +1,4 @@
-"""A run as one web page: before and after, the curves, and pictures with their answers, early and late.
+"""A run as one web page: the table, the curves, and pictures with their answers, before and after.
 
     python report.py runs/toy-speciarl-seed0          writes report.html into that folder
 
@@ -12,7 +12,7 @@ import math
 from contextlib import suppress
 from html import escape
 from io import BytesIO
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from statistics import fmean
 
@@ -20,25 +20,25 @@ from reward import Category
 
 RUNG = {c.label: int(c) for c in Category}
 FIGURES = ("correctness", "specificity", "harmonic_mean")
-CHARTS = [("Reward", "mean of all answers", ["reward"]),  # title, note, keys of log.jsonl
+CHARTS = [("Reward", "mean", ["reward"]), ("Length", "tokens", ["length"]),  # title, note, keys of log.jsonl
           ("Sampled answers", "to training images", ["correctness", "specificity", "hm"]),
           ("Validation", "greedy answers", [f"val/{key}" for key in FIGURES]),
           ("Rungs", "share of the answers", ["malformed", *(f"share/{label}" for label in RUNG)]),
           ("Bars c*", "share of the images", [f"bar/{label}" for label in list(RUNG)[1:5]]),
-          ("Malformed, dead groups", "share", ["malformed", "dead_groups"]),
-          ("Length", "mean, tokens", ["length"]), ("KL to the reference", "nats a token", ["policy/kl"]),
-          ("Gradient norm", "before clipping at 1", ["policy/grad_norm"])]
-NOTE = """</div><h2>Answers, early and late</h2><p>To the same image where one comes back, else to two of the
-same truth; chosen by step, not by answer. Posts are filled up to the rung, the dashed line is bar c*. Equal
-answers share a row, a click shows texts. Groups that left their step (judge error, unreadable) come last."""
+          ("KL to the reference", "nats a token", ["policy/kl"]), ("Dead groups", "share", ["dead_groups"]),
+          ("Negative log-prob", "nats a token", ["policy/nll"]), ("Gradient norm", "", ["policy/grad_norm"])]
+FACTS = "data model judge method reward quorum loss prompt n images_per_step temperature noise lr seed"
+NOTE = """</div><h2>Answers, before and after</h2><p>To the same validation images (of a stopped run: to
+training images, early and late). Posts are filled up to the rung, the dashed line is bar c*. Equal answers
+share a row, a click shows texts. Groups that left their step come last."""
 HEAD = """<!doctype html><html lang="en"><meta charset=utf-8><meta name=viewport content="width=device-width">
 <meta http-equiv=Content-Security-Policy content="default-src 'none';style-src 'unsafe-inline';img-src data:">
 <style>:root{color-scheme:light dark;background:light-dark(#f6f5f1,#131312)}*{min-width:0}body{font:15px/1.45
 system-ui;font-variant-numeric:tabular-nums;margin:auto;padding:16px;max-width:1232px;overflow-wrap:anywhere}
 h1,h2,h3,p{margin:0 0 6px}h2{margin-top:32px}p,small,.keys,th{font-size:13px;font-weight:400;
-color:light-dark(#5c5b55,#b3b1a8)}.keys b{color:canvastext}.malformed{--c:#8468d0}.wrong{--c:#d64a4a}
-.abstain{--c:#8f8c83}.generic{--c:#9cc4ee}.less{--c:#5f9fe2}.specific,.s0{--c:#2a6cc0}.more,.s2{--c:#13906a}
-.s1{--c:#d0601f;stroke-dasharray:4 5}.s2{stroke-dasharray:0 4}.s,.wide,.out{fill:none;stroke:var(--c)}.s{
+color:light-dark(#5c5b55,#b3b1a8)}.keys b{color:canvastext}.malformed{--c:#8468d0}.wrong{--c:#d64a4a}.abstain{
+--c:#8f8c83}.generic{--c:#9cc4ee}.less{--c:#5f9fe2}.specific,.s0{--c:#2a6cc0}.more,.s2{--c:#13906a}.s1{
+--c:#d0601f;stroke-dasharray:4 5}.s2{stroke-dasharray:0 4}.s,.wide,.out{fill:none;stroke:var(--c)}.s{
 stroke-width:2;stroke-linecap:round}.wide{stroke-width:var(--w)}.f{fill:var(--c)}.axis{stroke:#8886}.bar{
 stroke:currentcolor;stroke-width:1.5;stroke-dasharray:3 2}text{font-size:11px;fill:currentcolor}.card{
 background:light-dark(#fff,#1e1e1c);border:1px solid #8884;border-radius:9px;padding:16px;display:flex;
@@ -130,8 +130,7 @@ def card(line: dict, image) -> str:
     page += "<br>".join(f"{key} <b>{show(line[key])}</b>" for key in facts) + "</div></header>"
     lists, rows = [line.get(key) or [] for key in ("answers", "categories", "rewards", "texts")], {}
     for answer, label, reward, text in zip_longest(*lists):
-        answer = "(no readable answer)" if answer is None else str(answer)
-        rows.setdefault((str(label), answer, show(reward, "+g")), []).append(text)
+        rows.setdefault((str(label), answer or "(no readable answer)", show(reward, "+g")), []).append(text)
     for (label, answer, reward), texts in sorted(rows.items(), key=lambda row: -RUNG.get(row[0][0], -1)):
         rung, kind = RUNG.get(label, 0), label.split()[0] if label in RUNG else "malformed"
         svg = "".join(f'<path class="{kind} {"f" if i <= rung else "out"}" d="M{9 * i - 8} 22v-{4 * i}h7V22"'
@@ -143,10 +142,10 @@ def card(line: dict, image) -> str:
     return page + "</div>"
 
 
-def gallery(path: Path, steps: int) -> tuple[list, list]:
+def gallery(run: Path, steps: int) -> tuple[list, list]:
     """Pairs of groups at least half the run apart, as NOTE says, else groups alone; and those left out."""
     first, last, lost = {}, {}, []
-    for line in objects(path):
+    for line in chain(objects(run / "shown.jsonl"), objects(run / "samples.jsonl")):
         lost += [line] * ("rewards" not in line and len(lost) < 8)
         for key in [("id", str(line.get("id"))), ("truth", str(line.get("truth")))] * ("rewards" in line):
             if key in first or len(first) < 500:  # no more lines than that are kept
@@ -166,8 +165,9 @@ def write(run, examples=()) -> Path:
     config, results = (json.loads(path.read_text("utf-8")) if path.is_file() else {}
                        for path in (run / "config.json", run / "eval.json"))
     trained_on = ["toy-bird" if name == "toy" else name for name in str(config.get("data")).split(",")]
-    facts = [(k, config.get(k)) for k in "data model judge reward loss n images_per_step lr seed".split()]
-    pairs, lost = gallery(run / "samples.jsonl", steps := log[-1]["step"])
+    facts = [(key, config[key]) for key in FACTS.split() if config.get(key) not in (None, 0, "rl")
+             and not (config.get("method") == "sft" and key in ("reward", "loss"))]
+    pairs, lost = gallery(run, steps := log[-1]["step"])
     cards = (f'<div class="card grid">{"".join(card(line, lambda id: images[id].image()) for line in group)}'
              "</div>" for group in [*pairs, *([line] for line in lost)])
     page = [HEAD, f'<title>{show(run.name)}</title><h1>SpeciaRL: {show(run.name)}</h1><div class="keys">',
@@ -186,14 +186,14 @@ def main(argv: list[str] | None = None) -> None:
     try:
         import data
         config = json.loads((run / "config.json").read_text("utf-8"))
-        examples = [e for name in config["data"].split(",") for e in data.load(
-            name, "train", config["root"], protocol=config.get("protocol", "official"))]
-    except (ImportError, ValueError, OSError, KeyError) as e:
+        examples = [e for name in config["data"].split(",") for split in ("train", "val") for e in data.load(
+            name, split, config["root"], protocol=config.get("protocol", "official"))]
+    except (ImportError, ValueError, OSError, LookupError, TypeError, AttributeError) as e:
         note = f" (without pictures: {e})"
     try:
         print(f"{write(run, examples)}{note}")
-    except (ValueError, OSError) as e:
-        raise SystemExit(f"report.py: {e}") from None
+    except (ValueError, OSError, LookupError, TypeError, AttributeError) as e:
+        raise SystemExit(f"report.py: {e if str(run) in str(e) else f'{run} is broken: {e!r}'}") from None
 
 
 if __name__ == "__main__":

@@ -123,15 +123,13 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
     """N completions for each of B images, in the order of the images.
 
     images: B PIL images; ids: their B names, which with (seed, stream, n) fix the random numbers. temperature
-    0 is greedy. At most max_rows rows are decoded at a time, half as many where memory runs out, prompts of
-    one length together, so that no prompt is padded.
+    0 is greedy. At most max_rows rows are decoded at a time, half as many from then on where memory runs
+    out, prompts of one length together, so that no prompt is padded.
     """
-    prompts = []
-    for i in range(0, len(images), 32):                # the vision tower's batch: a bound on its memory
-        prompts += encode(policy, images[i:i + 32], question)
+    prompts = encode(policy, images, question)
     made: list[list] = [[None] * n for _ in prompts]   # (completion, mask, log-probs) of each row, (T,) each
     todo = [(i, k) for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])) for k in range(n)]
-    retried = False
+    retried, max_rows = False, min(max_rows, policy.rows or max_rows)
     while todo:
         length = len(prompts[todo[0][0]])
         batch = [(i, k) for i, k in todo[:max_rows] if len(prompts[i]) == length]
@@ -145,7 +143,8 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
         except torch.cuda.OutOfMemoryError:
             if retried or len(batch) == 1:
                 raise
-            parts, retried, max_rows = None, True, (len(batch) + 1) // 2
+            parts, retried = None, True
+            policy.rows = max_rows = (len(batch) + 1) // 2
         if parts is None:  # outside the except clause, whose traceback holds the memory
             torch.cuda.empty_cache()
             warnings.warn(f"out of memory with {len(batch)} rows decoded at a time: going on with {max_rows}")

@@ -6,8 +6,8 @@
     torchrun --nproc-per-node 4 -- train.py --data cub --n 8   the same on four GPUs, images split over them
 
 A run folder holds config.json, log.jsonl (a line a step), samples.jsonl (a line an image: every answer with
-its rung, the bar, the rewards), adapter/ (PEFT's format), state.pt (what --resume needs), eval.json (before
-and after, on test), report.html (all of it as a page).
+its rung, the bar, the rewards), shown.jsonl (the same of a few validation images, before and after), adapter/
+(PEFT's format), state.pt (what --resume needs), eval.json (before and after, on test), report.html.
 
 Where this departs from the official release (README says why):
 1. Losses have one denominator for the whole optimizer step, counted before it is split; verl's is per
@@ -48,7 +48,10 @@ from reward import SCHEMES, Category, dynamic_bar, inject_noise, speciarl_reward
 from rollout import Group, sample, seed_for, stack
 
 MAX_GRAD_NORM = 1.0  # official
-RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets them
+WORLD = int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets it
+RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
+
+MEMORY = {"micro_batch", "rows", "checkpointing"}  # a resumed run may change them; they only change rounding
 
 # What --loss sets; an explicit flag wins for the first three.
 LOSSES = {
@@ -114,7 +117,7 @@ class Config:
     max_new_tokens: int = option(512, "longest completion, tokens", "official: 2048", COUNT)
     max_pixels: int | None = option(512 * 28 * 28, "larger images are scaled down", "official: no such limit")
     lora_rank: int = option(64, "LoRA rank", "official", COUNT)
-    lora_alpha: float = option(32, "LoRA alpha (scale = alpha / rank)", "official", FINITE)
+    lora_alpha: float = option(32, "LoRA alpha (scale = alpha / rank)", "official", ABOVE_0)
     checkpointing: bool = option(False, "make activations again in backward (memory)", "official: on")
     seed: int = option(0, "of everything but the data subset", "official: 1")
     eval_every: int = option(5, "steps between validations, 0 = only before", "official", FROM_0)
@@ -165,8 +168,12 @@ def parse_config(argv: list[str] | None = None) -> tuple[Config, Path | None]:
         try:
             saved = json.loads(file.read_text())
             config = Config(**saved | {"betas": tuple(saved["betas"])})
+            check(config)
         except (ValueError, TypeError, KeyError) as e:
             raise ValueError(f"{file} is not the configuration of a run of this version: {e}") from None
+        for name in MEMORY & given.keys():
+            setattr(config, name, given[name])
+        check(config)
         changed = [f"{flag(k)} was {getattr(config, k)}, now {v}" for k, v in given.items()
                    if getattr(config, k) != v]
         if changed:
@@ -179,9 +186,15 @@ def parse_config(argv: list[str] | None = None) -> tuple[Config, Path | None]:
     for name in ("beta", "clip_low", "clip_high"):
         if getattr(config, name) is None:
             setattr(config, name, LOSSES[config.loss][name])
+    idle = [flag(name) for name in ("reward", "quorum", "noise", "loss") if name in given]
+    if idle and config.method == "sft":
+        raise ValueError(f"--method sft learns from labels: {' and '.join(idle)} would do nothing")
     if config.out is None:
-        taught = config.reward if config.method == "rl" else config.method
-        config.out = f"runs/{config.data.replace(',', '+').replace('/', '_')}-{taught}-seed{config.seed}"
+        name = [config.data.replace(",", "+").replace("/", "_"),
+                config.reward if config.method == "rl" else config.method,
+                *(value for value in (config.prompt, config.loss) if value not in ("base", "grpo")),
+                *[f"quorum{config.quorum:g}"] * (config.quorum > 0), f"seed{config.seed}"]
+        config.out = "runs/" + "-".join(name)
     check(config)
     return config, None
 
@@ -222,15 +235,14 @@ def labelled(policy, images: list, ids: list[str], question: str, labels: dict, 
     """Supervised fine-tuning's "rollouts": one completion an image, the label behind an empty think block
     (its form is not published)."""
     groups = []
-    for i in range(0, len(images), 32):
-        for name, prompt in zip(ids[i:], encode(policy, images[i:i + 32], question)):
-            text = f"<think></think> <answer>{labels[name]}</answer>"
-            if toy:  # whose words stand apart
-                text = text.replace("<", " <").replace(">", "> ")
-            tokens = policy.tokenizer(text, add_special_tokens=False)["input_ids"] + policy.eos_ids[:1]
-            row = torch.tensor([tokens], device=policy.device)
-            groups.append(Group(name, prompt, row, torch.ones_like(row, dtype=torch.bool),
-                                torch.zeros(row.shape, device=policy.device), [text], [labels[name]], 0))
+    for name, prompt in zip(ids, encode(policy, images, question)):
+        text = f"<think></think> <answer>{labels[name]}</answer>"
+        if toy:  # whose words stand apart
+            text = text.replace("<", " <").replace(">", "> ")
+        tokens = policy.tokenizer(text, add_special_tokens=False)["input_ids"] + policy.eos_ids[:1]
+        row = torch.tensor([tokens], device=policy.device)
+        groups.append(Group(name, prompt, row, torch.ones_like(row, dtype=torch.bool),
+                            torch.zeros(row.shape, device=policy.device), [text], [labels[name]], 0))
     return groups
 
 
@@ -243,18 +255,15 @@ def update(policy, optimizer, groups: list, advantages: torch.Tensor, config: Co
     """
     loss = LOSSES[config.loss]
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
-    held = {i: g for i, g in enumerate(groups) if g is not None}
-    if held:
-        completions, mask, sampled = (dict(zip(held, x)) for x in stack(list(held.values()), policy.pad_id))
     tokens = tokens or [int(g.mask.sum()) for g in groups]
     advantages = advantages.to(policy.device)
 
-    def rows(of: dict, members: list[int]) -> torch.Tensor:
-        return torch.cat([of[i] for i in members])  # (R, T)
+    def rows(members: list[int]) -> list[torch.Tensor]:
+        return [x.flatten(0, 1) for x in stack([groups[i] for i in members], policy.pad_id)]  # (R, T) each
 
     def score(members: list[int]) -> torch.Tensor:
-        return completion_logprobs(policy, [held[i].prompt for i in members], rows(completions, members),
-                                   rows(mask, members), config.temperature, config.checkpointing)
+        return completion_logprobs(policy, [groups[i].prompt for i in members], *rows(members)[:2],
+                                   config.temperature, config.checkpointing)
 
     minibatches = []  # (micro-batches of group numbers, denominator over all processes)
     for members in chunks(list(range(len(groups))), config.minibatch):
@@ -262,7 +271,7 @@ def update(policy, optimizer, groups: list, advantages: torch.Tensor, config: Co
         denominator = {"token-mean": sum(tokens[i] for i in members), "seq-mean-token-mean": answers,
                        "seq-mean-token-sum-norm": answers * config.max_new_tokens}[loss["mode"]]
         # without KL equal rewards teach nothing; their tokens stay in the denominator
-        members = [i for i in members if i in held and (config.beta or advantages[i].any())]
+        members = [i for i in members if groups[i] is not None and (config.beta or advantages[i].any())]
         minibatches.append((chunks(members, config.micro_batch), denominator))
     # The first minibatch meets the weights that sampled it; for the others the old log-probs are taken before
     # anything moves, in the same micro-batches, so that an unmoved ratio is exactly 1. A label was not
@@ -271,31 +280,27 @@ def update(policy, optimizer, groups: list, advantages: torch.Tensor, config: Co
     with torch.no_grad():
         old = {m[0]: score(m) for micros, _ in later for m in micros}
 
-    stats: dict[str, list[tuple[float, float]]] = {}
-    norms, skipped, ratio_max, policy_sum = [], 0, 0.0, 0.0
+    stats, norms, skipped = [], [], 0  # stats: (name, value, tokens) of every micro-batch
     for number, (micros, denominator) in enumerate(minibatches):
         for members in micros:
-            logprobs, part = score(members), rows(mask, members)
+            logprobs, (_, mask, sampled) = score(members), rows(members)
             values, seen = policy_loss(logprobs, old.get(members[0], logprobs.detach()),
-                                       advantages[members].flatten(), part, config.clip_low,
+                                       advantages[members].flatten(), mask, config.clip_low,
                                        config.clip_high, loss["dual_clip"])
-            objective = aggregate(values, part, loss["mode"], denominator)
-            policy_sum += float(objective.detach())
-            ratio_max = max(ratio_max, float(seen.pop("ratio_max")))
+            objective = aggregate(values, mask, loss["mode"], denominator)
+            seen["loss"] = objective.detach()
             if config.beta > 0:
                 with torch.no_grad(), adapters_off(policy.model):
                     reference = score(members)
                 kl = k3_kl(logprobs, reference)
-                objective = objective + config.beta * aggregate(kl, part, loss["mode"], denominator)
-                seen |= {"kl": masked_mean(kl.detach(), part),
-                         "kl_clamped": masked_mean(kl.detach() >= KL_CLAMP, part)}
+                objective = objective + config.beta * aggregate(kl, mask, loss["mode"], denominator)
+                seen |= {"kl": masked_mean(kl.detach(), mask),
+                         "kl_clamped": masked_mean(kl.detach() >= KL_CLAMP, mask)}
             if number == 0:  # same weights, same distribution: what was sampled and what is scored must agree
-                gap = (logprobs.detach() - rows(sampled, members)).abs()
-                seen["logprob_gap"] = masked_mean(gap, part)
-            seen["nll"] = masked_mean(-logprobs.detach(), part)
+                seen["logprob_gap"] = masked_mean((logprobs.detach() - sampled).abs(), mask)
+            seen["nll"] = masked_mean(-logprobs.detach(), mask)
             objective.backward()
-            for name, value in seen.items():
-                stats.setdefault(name, []).append((float(value), float(part.sum())))
+            stats += [(name, float(value), float(mask.sum())) for name, value in seen.items()]
         sum_gradients(parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM))
         if np.isfinite(norm):
@@ -307,13 +312,13 @@ def update(policy, optimizer, groups: list, advantages: torch.Tensor, config: Co
             images = " ".join(groups[i].id for members in micros for i in members)
             tqdm.write(f"warning: gradient {norm}, update skipped; its images: {images}", file=sys.stderr)
         optimizer.zero_grad(set_to_none=True)
-    parts = gather([(stats, policy_sum, ratio_max)])
-    means = {}
-    for name in dict.fromkeys(name for part, *_ in parts for name in part):
-        pairs = [pair for part, *_ in parts for pair in part.get(name, [])]
-        means[f"policy/{name}"] = sum(v * w for v, w in pairs) / sum(w for _, w in pairs)
-    return means | {"policy/loss": sum(part[1] for part in parts) / len(minibatches),
-                    "policy/ratio_max": max(part[2] for part in parts),
+    by_name = {"loss": [], "ratio_max": []}
+    for name, value, weight in gather(stats):
+        by_name.setdefault(name, []).append((value, weight))
+    losses, ratios = by_name.pop("loss"), by_name.pop("ratio_max")
+    means = {f"policy/{k}": sum(v * w for v, w in x) / sum(w for _, w in x) for k, x in by_name.items()}
+    return means | {"policy/loss": sum(v for v, _ in losses) / len(minibatches),
+                    "policy/ratio_max": max((v for v, _ in ratios), default=0.0),
                     "policy/grad_norm": float(np.mean(norms)) if norms else 0.0, "policy/skipped": skipped}
 
 
@@ -360,15 +365,15 @@ def append(path: Path, lines: list[dict]) -> None:
         f.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def sample_line(step: int, entry: dict, quorum: float) -> dict:
+def sample_line(step: int, entry: dict, config: Config) -> dict:
     """An image of the step for samples.jsonl, whether it stayed (then with the categories and rewards it was
-    trained on) or left it."""
+    trained on, and the bar where there is one) or left it."""
     categories = entry["categories"]
     line = {"step": step} | {key: entry[key] for key in ("id", "truth", "answers", "texts")}
     line["categories"] = [category_name(c) for c in categories]
-    if "rewards" in entry:
-        line |= {"bar": dynamic_bar(categories, quorum).label, "rewards": entry["rewards"]}
-    return line
+    if "rewards" in entry and config.reward == "speciarl":
+        line["bar"] = dynamic_bar(categories, config.quorum).label
+    return line | {"rewards": entry["rewards"]} if "rewards" in entry else line
 
 
 def save_state(run: Path, policy, optimizer, step: int) -> None:
@@ -377,7 +382,7 @@ def save_state(run: Path, policy, optimizer, step: int) -> None:
     state = {"step": step, "optimizer": optimizer.state_dict(),
              "adapter": {k: v.detach().cpu() for k, v in lora_state(policy.model).items()},
              "offsets": {name: (run / name).stat().st_size if (run / name).exists() else 0
-                         for name in ("log.jsonl", "samples.jsonl")}}
+                         for name in ("log.jsonl", "samples.jsonl", "shown.jsonl")}}
     temporary = run / "state.tmp"
     try:
         with temporary.open("wb") as f:
@@ -398,14 +403,20 @@ def load_state(run: Path, policy, optimizer) -> int:
         if log.exists() and len(log.read_text().splitlines()) > 1:
             raise ValueError(f"cannot resume: {file} is gone; --out DIR starts another run")
         if RANK == 0:
-            log.unlink(missing_ok=True)
+            for half_done in (log, run / "shown.jsonl"):
+                half_done.unlink(missing_ok=True)
         return -1
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # whatever torch says to a broken file
         raise ValueError(f"cannot resume: {file} is broken; --out DIR starts another run") from None
+    if not isinstance(state, dict) or not {"step", "adapter", "optimizer", "offsets"} <= state.keys():
+        raise ValueError(f"cannot resume: {file} is not a run's; --out DIR starts another run")
     set_lora_state(policy.model, state["adapter"], file)
     optimizer.load_state_dict(state["optimizer"])
+    for name, size in state["offsets"].items():
+        if size > ((run / name).stat().st_size if (run / name).exists() else 0):
+            raise ValueError(f"cannot resume: {run / name} has lost lines; --out DIR starts another run")
     for name, size in state["offsets"].items():
         if RANK == 0 and (run / name).exists():
             os.truncate(run / name, size)
@@ -413,8 +424,15 @@ def load_state(run: Path, policy, optimizer) -> int:
 
 
 def peak_gb() -> float:
+    """Of the process that needs most, since the last call on a GPU, else since its start."""
+    return max(gather([_peak_gb()]))
+
+
+def _peak_gb() -> float:
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak / 1e9
     try:
         import resource
     except ImportError:  # Windows has none
@@ -454,7 +472,8 @@ def main(argv: list[str] | None = None) -> Path:
         config, resumed = parse_config(argv)
         start_processes()
         run = resumed or Path(config.out)
-        if RANK == 0 and resumed is None and run.exists() and any(run.iterdir()):
+        if RANK == 0 and resumed is None and run.exists() and {f.name for f in run.iterdir()} - {
+                "config.json.tmp"}:  # which a kill at the very start may leave
             raise ValueError(f"{run} holds a run already: --resume {run} goes on, --out DIR starts another")
         examples, validation, tests = load_data(config)
         question = question_for(config.prompt, config.data.split(","))
@@ -470,6 +489,8 @@ def main(argv: list[str] | None = None) -> Path:
             print(json.dumps(asdict(config) | {"steps": steps}, indent=2))
     except (ValueError, OSError, torch.cuda.OutOfMemoryError) as e:
         sys.exit(f"train.py: {first_line(e)}")
+    except KeyboardInterrupt:
+        sys.exit("train.py: stopped before the first step")
 
     rows = min(config.rows, 256)  # where one image gets one answer, each row has a prompt to encode
 
@@ -480,11 +501,25 @@ def main(argv: list[str] | None = None) -> Path:
             trust(judge, s.judge_errors, s.n + s.judge_errors, config.max_judge_errors, "validation answers")
         return {f"val/{k}": v for k, v in average(sums).items()} if sums else {}
 
+    shown = data.spread([e for v in validation.values() for e in v], 8 if config.eval_every else 0)
+
+    def kept() -> str:
+        return "the last whole step is saved" if (run / "state.pt").exists() else "no step was made"
+
+    def show(step: int) -> None:
+        """The same few validation pictures, N answers each, for the report's before and after."""
+        seen = evaluate(policy, judge, shown, question, config.n, config.temperature, config.max_new_tokens,
+                        config.seed, rows, label="pictures to show")
+        append(run / "shown.jsonl", [
+            sample_line(step, record | {"categories": group, "rewards": group_rewards(group, config)}, config)
+            for record, group in zip(seen["records"], seen["groups"]) if len(group) == config.n])
+
     bar = tqdm(total=steps, initial=max(done, 0), desc="train", unit="step", dynamic_ncols=True,
                disable=RANK > 0)
     try:
         if done < 0 and RANK == 0:
-            append(run / "log.jsonl", [{"step": 0} | validate()])
+            append(run / "log.jsonl", [{"step": 0} | validate() | {"mem/peak_gb": _peak_gb()}])
+            show(0)
             save_state(run, policy, optimizer, 0)
         for step in range(max(done, 0) + 1, steps + 1):
             start = time.perf_counter()
@@ -512,33 +547,31 @@ def main(argv: list[str] | None = None) -> Path:
                 {"id": g.id, "truth": t, "answers": g.answers, "texts": g.texts, "categories": c,
                  "tokens": int(g.mask.sum()), "truncated": g.truncated}
                 for t, g, c in zip(truths, groups, judged)]), key=lambda entry: place[entry["id"]])
-            kept = [entry for entry in entries if JUDGE_ERROR not in entry["categories"]]
-            trust(judge, len(entries) - len(kept), len(entries), config.max_judge_errors,
+            whole = [entry for entry in entries if JUDGE_ERROR not in entry["categories"]]
+            trust(judge, len(entries) - len(whole), len(entries), config.max_judge_errors,
                   f"groups of step {step}")
-            for entry in kept:
+            for entry in whole:
                 entry["categories"] = with_noise(entry["categories"], config, step, entry["id"])
                 entry["rewards"] = group_rewards(entry["categories"], config)
 
             # advantages (B, N), then the updates
-            line = {"step": step, "images": len(kept), "unreadable": len(unreadable),
-                    "judge_errors": len(entries) - len(kept),
+            line = {"step": step, "images": len(whole), "unreadable": len(unreadable),
+                    "judge_errors": len(entries) - len(whole),
                     "lr": config.lr * min(1.0, step / max(1, config.warmup))}
-            updating = time.perf_counter()
-            if kept:
+            own, updating = {g.id: g for g in groups}, time.perf_counter()
+            if whole:
                 for group in optimizer.param_groups:
                     group["lr"] = line["lr"]
-                rewards = [entry["rewards"] for entry in kept]
+                rewards = [entry["rewards"] for entry in whole]
                 if config.method == "rl":
                     advantages = group_advantages(torch.tensor(rewards), LOSSES[config.loss]["scale"])
-                    line |= group_figures([entry["categories"] for entry in kept], rewards,
+                    line |= group_figures([entry["categories"] for entry in whole], rewards,
                                           advantages.tolist(), config.quorum)
                 else:
-                    advantages = torch.ones(len(kept), 1)
-                own = {g.id: g for g in groups}
-                line |= update(policy, optimizer, [own.get(entry["id"]) for entry in kept], advantages,
-                               config, [entry["tokens"] for entry in kept])
-                del own
-            del groups  # the prompts' embeddings in them would take room in the next rollout
+                    advantages = torch.ones(len(whole), 1)
+                line |= update(policy, optimizer, [own.get(entry["id"]) for entry in whole], advantages,
+                               config, [entry["tokens"] for entry in whole])
+            del groups, own  # the prompts' embeddings in them would take room in the next rollout
             updated = time.perf_counter()
             tokens = sum(entry["tokens"] for entry in entries)
             answers = max(1, sum(len(entry["answers"]) for entry in entries))
@@ -556,9 +589,10 @@ def main(argv: list[str] | None = None) -> Path:
             if config.eval_every and step % config.eval_every == 0:
                 line |= validate()
                 save_adapter(policy.model, run / "adapter", policy.name)
-            if config.method == "rl":
-                append(run / "samples.jsonl", [{"step": step, "unreadable": text} for text in unreadable]
-                       + [sample_line(step, entry, config.quorum) for entry in entries])
+            append(run / "samples.jsonl", [{"step": step, "unreadable": text} for text in unreadable] + [
+                sample_line(step, entry, config) for entry in entries if config.method == "rl"])
+            if step == steps:
+                show(step)
             append(run / "log.jsonl", [line])
             save_state(run, policy, optimizer, step)
             bar.update()
@@ -573,20 +607,21 @@ def main(argv: list[str] | None = None) -> Path:
         results = before_and_after(policy, judge, tests, question, config.max_new_tokens, config.seed,
                                    config.max_judge_errors, rows)
         write_json(run / "eval.json", results)
-        report.write(run, examples)
+        report.write(run, examples + shown)
     except KeyboardInterrupt:
         if not (run / "state.pt").exists():
             sys.exit(f"stopped before the first step: python train.py --resume {run}")
         if RANK == 0:
             load_state(run, policy, optimizer)  # a half-done step is not kept
             save_adapter(policy.model, run / "adapter", policy.name)
-            report.write(run, examples)
+            report.write(run, examples + shown)
         sys.exit(f"stopped; the last whole step is saved: python train.py --resume {run}")
     except (JudgeFailed, OSError) as e:  # OSError: a full disk, a cache that stays locked
-        sys.exit(f"train.py: {e}; the last whole step is saved. Go on with python train.py --resume {run}")
+        sys.exit(f"train.py: {e}; {kept()}. Go on with python train.py --resume {run}")
     except torch.cuda.OutOfMemoryError:
-        sys.exit("train.py: out of GPU memory; the last whole step is saved. Lower --micro-batch, "
-                 "--rows, --max-pixels, --max-new-tokens or --n, or turn on --checkpointing")
+        sys.exit(f"train.py: out of GPU memory; {kept()}. Go on with python train.py --resume {run} and a "
+                 "lower --micro-batch or --rows, or --checkpointing; or start another run with a lower "
+                 "--max-pixels, --max-new-tokens or --n")
     finally:
         bar.close()
     print(comparison(results, config.data.split(",")))

@@ -115,7 +115,8 @@ def test_before_and_after(run):
     assert "mean of the unseen 0.700 → 0.600 0.300 → 0.700 0.417 → 0.644" in text
     del sets["toy-fish"]  # the mean of one is no mean
     (run / "eval.json").write_text(json.dumps({"greedy": sets}))
-    assert "mean" not in Page(report.write(run)).text.replace("harmonic mean", "").replace("mean of all", "")
+    assert "mean" not in Page(report.write(run)).text.split("Training")[0].replace(
+        "harmonic mean", "")
 
 
 @pytest.mark.parametrize("value, shown", [(0.0234375, "0.0234"), (3, "3"), (3e-5, "3e-05"), (0, "0"),
@@ -149,7 +150,7 @@ def test_one_group(run):
 
 
 def shown_groups(run):
-    pairs, lost = report.gallery(run / "samples.jsonl", 10)
+    pairs, lost = report.gallery(run, 10)
     return [[(line["step"], line["id"]) for line in pair] for pair in pairs], lost
 
 
@@ -166,6 +167,38 @@ def test_the_same_image_early_and_late(run):
 def test_without_a_return_the_groups_stand_alone(run):
     (run / "samples.jsonl").write_text(lines([group(1, "a"), group(1, "b", "owl"), group(2, "c")]))
     assert shown_groups(run)[0] == [[(1, "a")], [(1, "b")], [(2, "c")]]
+
+
+def test_the_validation_images_shown_before_and_after_come_first(run):
+    shown = [group(step, f"v/{i}", f"finch {i}") for step in (0, 10) for i in range(8)]
+    (run / "shown.jsonl").write_text(lines(shown))
+    (run / "samples.jsonl").write_text(lines([group(1, "a"), group(9, "a")]))
+    assert shown_groups(run)[0] == [[(0, f"v/{i}"), (10, f"v/{i}")] for i in range(8)]
+    (run / "shown.jsonl").write_text(lines(shown[:8]))  # stopped: there is no after
+    assert shown_groups(run)[0] == [[(1, "a"), (9, "a")]]
+
+
+def test_the_settings_that_decide_are_named(run):
+    def facts(**settings):
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | settings))
+        return Page(report.write(run)).text.split("Before and after")[0]
+
+    assert "quorum" not in facts(method="rl", reward="exact", quorum=0.0) and "reward exact" in facts()
+    assert "quorum 0.25" in facts(quorum=.25) and "method" not in facts()
+    assert "method sft" in facts(method="sft") and "reward" not in facts()
+
+
+@pytest.mark.parametrize("name, text", [
+    ("config.json", "[]"), ("config.json", '{"data": null}'), ("eval.json", "[]"), ("config.json", "{"),
+    ("eval.json", '{"greedy": {"toy-bird": {"before": {}}}}'), ("samples.jsonl", '{"step": 1, "answers": 1}'),
+    ("log.jsonl", '{"step": 1, "reward": "abc"}')])
+def test_a_broken_file_ends_in_one_line_or_a_page(run, name, text):
+    (run / name).write_text(text + "\n")
+    try:
+        report.main([str(run)])
+    except SystemExit as stop:
+        assert str(stop).startswith("report.py: ") and "\n" not in str(stop)
 
 
 def test_eight_pairs_at_most(run):
@@ -191,7 +224,7 @@ def test_few_lines_are_kept(run):
                      for step in range(1, 11) for i in range(250))
     size = (run / "samples.jsonl").stat().st_size
     tracemalloc.start()
-    report.gallery(run / "samples.jsonl", 10)
+    report.gallery(run, 10)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert size > 50e6 and peak < 12e6
@@ -309,7 +342,8 @@ def test_the_command_reads_the_splits_of_the_run(run, monkeypatch):
     asked = []
     monkeypatch.setattr(data, "load", lambda *args, **options: asked.append((*args, options)) or [])
     report.main([str(run)])
-    assert asked == [(name, "train", "R", {"protocol": "coop"}) for name in ("food", "pets")]
+    assert asked == [(name, split, "R", {"protocol": "coop"}) for name in ("food", "pets")
+                     for split in ("train", "val")]
 
 
 def test_with_nothing_but_reward_py(run, tmp_path):

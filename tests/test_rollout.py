@@ -224,7 +224,10 @@ def test_out_of_memory_is_met_with_half_the_rows_once(policy, monkeypatch):
     with pytest.warns(UserWarning, match="12 rows decoded at a time: going on with 6"):
         assert [g.texts for g in sample(policy, images, ids, "what?", 4, max_new_tokens=8)] == expected
     assert tried == [12, 6, 6]  # the second image's group in two halves
-    monkeypatch.setattr(rollout, "_decode", small(5))
+    tried.clear()
+    assert [g.texts for g in sample(policy, images, ids, "what?", 4, max_new_tokens=8)] == expected
+    assert tried == [6, 6] and policy.rows == 6  # the next call knows, and does not run out again
+    monkeypatch.setattr(rollout, "_decode", small(2))
     with pytest.raises(torch.cuda.OutOfMemoryError), pytest.warns(UserWarning):
         sample(policy, images, ids, "what?", 4, max_new_tokens=8)
 

@@ -213,8 +213,41 @@ def test_out_of_memory_names_the_flags_that_help(tmp_path, checkpoint, tree_judg
     assert [line["step"] for line in log] == [0, 1]
     peaks = [json.loads(line)["mem/peak_gb"] for line in open(tmp_path / "run" / "log.jsonl").readlines()[1:]]
     assert all(peak > 0.1 for peak in peaks)
-    train.main(["--resume", str(tmp_path / "run")])
-    assert [line["step"] for line in lines(tmp_path / "run" / "log.jsonl")] == [0, 1, 2, 3]
+    run = train.main(["--resume", str(tmp_path / "run"), "--micro-batch", "1", "--rows", "7",
+                      "--checkpointing"])
+    assert [line["step"] for line in lines(run / "log.jsonl")] == [0, 1, 2, 3]  # as the line said
+    config = json.loads((run / "config.json").read_text())
+    assert (config["micro_batch"], config["rows"], config["checkpointing"]) == (1, 7, True)
+    with pytest.raises(SystemExit, match="--rows must be at least 1"):
+        train.main(["--resume", str(run), "--rows", "0"])
+
+
+def test_the_same_pictures_are_answered_before_and_after(tmp_path, checkpoint, tree_judge):
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "2"))
+    shown = lines(run / "shown.jsonl")
+    before, after = ([s for s in shown if s["step"] == step] for step in (0, 2))
+    assert [s["id"] for s in before] == [s["id"] for s in after] and len(before) == 3 == len(shown) / 2
+    assert not {s["id"] for s in shown} & {s["id"] for s in lines(run / "samples.jsonl")}  # not trained on
+    for s in shown:
+        rungs = [next((k for k in Category if k.label == c), None) for c in s["categories"]]
+        assert len(s["answers"]) == 8 and s["rewards"] == train.speciarl_rewards(rungs)
+        assert s["bar"] == train.dynamic_bar(rungs).label
+    assert "after" in (run / "report.html").read_text()
+
+
+def test_only_the_dynamic_reward_has_a_bar(tmp_path, checkpoint, tree_judge):
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1", "--reward", "exact"))
+    samples = lines(run / "samples.jsonl")
+    assert samples and not any("bar" in s for s in samples) and all("rewards" in s for s in samples)
+
+
+@pytest.mark.parametrize("options, name", [
+    ([], "toy-speciarl-seed0"), (["--seed", "3", "--reward", "exact"], "toy-exact-seed3"),
+    (["--method", "sft"], "toy-sft-seed0"), (["--loss", "dapo"], "toy-speciarl-dapo-seed0"),
+    (["--prompt", "specific", "--quorum", ".25"], "toy-speciarl-specific-quorum0.25-seed0"),
+    (["--data", "toy-bird,toy-fish"], "toy-bird+toy-fish-speciarl-seed0")])
+def test_a_run_is_named_by_what_sets_it_apart(options, name):
+    assert train.parse_config(options)[0].out == f"runs/{name}"
 
 
 # ---- the update
@@ -453,7 +486,8 @@ def test_sft_learns_its_labels(tmp_path, checkpoint, tree_judge):
     run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--method", "sft", "--steps", "6"))
     log = lines(run / "log.jsonl")
     nll = [line["policy/nll"] for line in log[1:]]
-    assert nll[-1] < 0.8 * nll[0] and "reward" not in log[1] and not (run / "samples.jsonl").exists()
+    assert nll[-1] < 0.8 * nll[0] and "reward" not in log[1] and not lines(run / "samples.jsonl")
+    assert [line["step"] for line in lines(run / "shown.jsonl")] == [0] * 3 + [6] * 3
     assert log[1]["images"] == 4 and log[1]["judge_errors"] == 0
     assert json.loads((run / "eval.json").read_text())["greedy"]["cub"]["after"]["n"] == 3
 
@@ -609,13 +643,23 @@ def test_judge_errors_take_their_group_out_and_are_counted(tmp_path, checkpoint,
     assert all(line["images"] + line["judge_errors"] == 4 for line in log)
 
 
+def test_sft_names_what_it_cannot_read(tmp_path, checkpoint, tree_judge):
+    folder = trees.cub(tmp_path)
+    for example in train.data.load("cub", root=folder, limit=6)[:2]:
+        example.open.args[0].write_bytes(b"not a picture")
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--images-per-step", "6", "--steps", "1",
+                               "--method", "sft"))
+    assert ["unreadable" in s for s in lines(run / "samples.jsonl")] == [True, True]
+
+
 def test_a_judge_that_is_gone_stops_the_run_and_resume_goes_on(tmp_path, checkpoint, tree_judge, monkeypatch):
     """Nothing is learned from missing verdicts; once the judge is back, the run ends as if it never left."""
     judge, calls = TaxonomyJudge.from_json(tree_judge), []
 
     def leaves(pairs):
         calls.append(1)
-        return [None] * len(pairs) if len(calls) > 2 else judge(pairs)  # validation, step 1, then no more
+        gone = len(calls) > 3  # validation, its pictures, step 1, then no more
+        return [None] * len(pairs) if gone else judge(pairs)
 
     monkeypatch.setattr(train, "load_judge", lambda *args: leaves)
     with pytest.raises(SystemExit, match=r"the judge failed on \d of 4 groups of step 2.*--resume"):
@@ -667,7 +711,9 @@ def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_j
     (["--temperature", "0"], "--temperature must be above 0"), (["--max-pixels", "3"], "max pixels must be"),
     (["--lora-rank", "0"], "--lora-rank must be"), (["--resume", "nowhere"], "nothing to resume in nowhere"),
     (["--temperature", "inf"], "--temperature must be above 0"), (["--malformed", "nan"], "a finite number"),
-    (["--betas", "0.9", "1"], "Invalid beta"), (["--data", "cub,cub"], "holds an image twice"),
+    (["--method", "sft", "--reward", "exact"], "--method sft learns from labels: --reward would do nothing"),
+    (["--lora-alpha", "0"], "--lora-alpha must be above 0"), (["--betas", "0.9", "1"], "Invalid beta"),
+    (["--data", "cub,cub"], "holds an image twice"),
 ])
 def test_mistakes_end_in_one_line(tmp_path, checkpoint, tree_judge, change, message):
     argv = change if change[0] == "--resume" else arguments(tmp_path, checkpoint, tree_judge, *change)
@@ -695,11 +741,20 @@ def test_a_resume_that_cannot_be_loses_nothing(tmp_path, checkpoint, tree_judge)
         assert message in str(e.value) and "\n" not in str(e.value)
         assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
+    whole = (run / "log.jsonl").read_bytes()
+    (run / "log.jsonl").write_bytes(whole[:-5])  # not filled up with zero bytes
+    refused(f"cannot resume: {run / 'log.jsonl'} has lost lines")
+    (run / "log.jsonl").write_bytes(whole)
+    state = (run / "state.pt").read_bytes()
+    torch.save({"step": 1}, run / "state.pt")
+    refused("state.pt is not a run's")
+    (run / "state.pt").write_bytes(state)
     (run / "state.pt").write_bytes((run / "state.pt").read_bytes()[:1000])
     refused(f"cannot resume: {run / 'state.pt'} is broken")
     (run / "state.pt").unlink()
     refused("state.pt is gone; --out DIR starts another run")
-    for config in ("{", "{}", '{"betas": [0, 0], "colour": 1}'):
+    odd = (run / "config.json").read_text().replace('"lr": ', '"lr": "a", "lr_": ')
+    for config in ("{", "{}", '{"betas": [0, 0], "colour": 1}', odd, odd.replace('"lr_": ', '"beta": ')):
         (run / "config.json").write_text(config)
         refused("config.json is not the configuration of a run of this version")
 
