@@ -44,28 +44,34 @@ def normalize_label(text: str) -> str:
 
 # ---- Answers that play for a verdict
 _SEVERAL = [re.compile(pattern, re.I | re.S) for pattern in (
-    r"(?:(?<![^\W_])(?<!['’])|_)or(?:\b|_)",  # no "coq d'or"
+    r"(?:(?<![^\W_])(?<!['’])|_)(?:or|vs)(?:\b|_)",  # no "coq d'or"
     r"[^\W\d_]{3,}\s*/\s*[^\W\d_]{3,}|\d\d\s*/\s*(?:\d{3}|[a-z]+-?\d)",  # "737/747", no "F/A-18"
     r"\w\W*(?:,(?!\d|\s*(?:19|20)\d\d\b)|[;|\n•、，；])\W*\w",  # a list, but not "1,000", "TT Coupe, 2012"
     r"\w\s*(?:>|→|->|=>|»|::)\s*\w"  # every rank at once, but not "species: robin"
-    r"|\b(?!(?:answer|breed|kind|name|species|type)\b)\w+\s*:\s+\w|\bmake\b.*\bmodel\b.*\bvariant\b"
+    r"|\b(?!(?:aircraft|answer|breed|dish|family|genus|kind|make|model|name|species|type)\b)\w+\s*:\s+\w"
+    r"|\bmake\b.*\bmodel\b.*\bvariant\b"
     r"|(?:\b(?:kingdom|phylum|class|order|family|genus|species)\b.*){3}")]
 _VERDICTS = set("specific generic abstain wrong correct".split())
-_AROUND = set("""a an the it this you is s are be must should most very more less as than of not classified
-    answer please category classification label output prediction result truth verdict""".split())
+_AROUND = set("""a an the it this you is s are be must should most very more less as than of not always 100
+    definitely perfectly classified answer please category classification label output prediction result truth
+    verdict specifically""".split())
 _ORDERS = re.compile(
     r"\b(?:ignore|disregard|forget|override)\b.*\b(?:instructions?|rules?|above|previous|prior|prompt)\b"
     r"|(?<!not )(?<! t )(?<!ble to )(?<!hard to )(?<!ult to )"  # not "unable to name the specific breed"
-    r"\b(?:output|reply|respond|return|say|print|mark|grade|rate|classify|judge|score|choose|pick|write)\b.*"
+    r"\b(?:output|reply|respond|return|say|print|mark|grade|rate|classify|judge|score|choose|pick|write|treat"
+    r"|counts?|accept|consider|deem|call|give|assign|set|evaluate|assume)\b.*"
     r"\b(?:specific|generic|abstain|wrong|correct)\b"
+    r"|(?<!be )(?<!any )\b(?:more|less) specific\b|(?<!be )(?<!more )(?<!less )\bspecific$"
     r"|\b(?:ground truth|the label|(?:true|right|correct|reference|same) (?:answer|label)|system prompt)\b")
 is_refusal = re.compile(  # of a normalised answer that names nothing: "none", "i don t know"
-    r"(?:.*\b(?:i|am|m|is|s|have|ve) )?(?:nothing|n a|null|idk|abstain|not applicable|no (?:answer|label)"
+    r"(?:.*\b(?:i|am|m|is|s|have|ve) )?(?:an? )?(?:nothing|n a|null|idk|abstain|dunno|give up|not applicable"
+    r"|no (?:answer|label)"
     r"|(?:un(?:known|clear|sure|certain|identified|identifiable|recogni[sz]able|specified|determined)"
     r"|indeterminate)(?: (?:object|image|species|type|kind|class|category))?)"
-    r"|none(?: of .*)?|insufficient .*|.*\b(?:no (?:idea|clue)|(?:not|\w+n t|nothing|dont|cannot|cant"
-    r"|(?:unable|impossible|difficult|hard|refuse|decline|too \w+) to)(?: \w+)? (?:know|tell|say|sure|certain"
-    r"|identif\w+|determin\w+|recogni\w+|answer|help|classif\w+|name|decide|clear|able|possible|enough"
+    r"|none(?: of .*)?|insufficient .*|(?:.* )?too (?:blurry|blurred|dark|small|far away)"
+    r"|.*\b(?:no (?:idea|clue)|(?:not|\w+n t|nothing|dont|cannot|cant"
+    r"|(?:unable|impossible|difficult|hard|refuse|decline|too \w+) to)(?: \w+)? (?:known?|tell|say|sure"
+    r"|certain|identif\w+|determin\w+|recogni\w+|provide|answer|help|classif\w+|name|decide|clear|able|possible|enough"
     r"|visible|see|specified|guess|make (?:it )?out))\b.*").fullmatch
 
 
@@ -78,9 +84,10 @@ def precheck(truth: str, answer: str) -> Category | None:
     plain = normalize_label(answer)
     if plain and plain == normalize_label(truth):
         return None
+    truth, answer = (unicodedata.normalize("NFKC", text) for text in (truth, answer))
     words = re.sub(r"[-‐-―]", " ", unicodedata.normalize("NFKC", plain))  # "less-specific"
     spoken = set(words.split())
-    plays = (not spoken or len(plain.split()) > 16 or re.search(r"<[^\s<>][^<>]*>|\[/?inst\]", answer, re.I)
+    plays = (not spoken or len(words.split()) > 16 or re.search(r"<[^\s<>][^<>]*>|\[/?inst\]", answer, re.I)
              or spoken & _VERDICTS and spoken <= _VERDICTS | _AROUND or _ORDERS.search(words)
              or not is_refusal(plain) and any(s.search(answer) and not s.search(truth) for s in _SEVERAL))
     return Category.WRONG if plays else None
@@ -105,7 +112,7 @@ _NAME = "(less specific|more specific|specific|generic|abstain|wrong)"
 _MARKER = re.compile(r"\b(?:(?:classification|category|verdict)[\"'*`]*(?:\s+is)?\s*[:=]?"
                      r"|(?:label|answer|judge?ment)[\"'*`]*\s*[:=])"
                      rf"[\s\"'*`(\[]*{_NAME}\b(?!\W*(?:[?/|]|or\b))")
-_ECHO = re.compile(r"\b(?:truth|true label|prediction)[\"']?\s*:\s*(?:\"[^\"]*|[^,;.>\n]*)")
+_ECHO = re.compile(r"\b(?:truth|true label|prediction)[\"']?\s*:\s*(?:\"[^\"]*|[^,;.>|\n]*)")
 _VOID = re.compile(                                       # what takes back the category that follows
     r"(?:\b(?:not|never|neither|nor|non|no|nothing|hardly|without|cannot|far from|instead of|rather than)"
     r"|n['’]t)(?:\s+(?!but|and|so|hence|thus|therefore|because|which|making|doubt)[\w'’]+){0,4}\s+[\"'*`]*$"
@@ -120,21 +127,19 @@ def parse_category(text: str) -> Category | None:
     In this order: what follows the last </think>; a first line that is a category (but not a list of
     categories, a line each); "Category: X", in JSON too, where an echoed prediction never counts; an opening
     "X: ..."; the one category that is mentioned and neither negated nor asked about."""
-    text = text.rsplit("</think>", 1)[-1]
+    text = unicodedata.normalize("NFKC", text).lower().rsplit("</think>", 1)[-1]
     if "<think>" in text:
         return None
-    text = unicodedata.normalize("NFKC", text).lower()
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")  # zero-width characters
     text = re.sub(r"<\|.*?\|>|</?\w+>", " ", text)                      # control tokens, <answer> tags
     text = re.sub(r"(?<=\s)[-‐-―](?=\s)", ":", text)                    # "wrong - because": "wrong: because"
-    text = re.sub(r"[-_‐-―]", " ", text).strip()
+    text = re.sub(r"[-_*\\‐-―]", " ", text).strip()                    # "less\_specific", "**less** specific"
     first, *more = [re.sub(r"^\W+|[^\w?]+$", "", line) for line in text.split("\n")]
     if first in _BY_NAME:
-        others = set(more) - {first, ""}
-        return None if others and others <= _BY_NAME.keys() else _BY_NAME[first]
+        return None if {first} < {first, *more} - {""} <= _BY_NAME.keys() else _BY_NAME[first]
     text = " ".join(_ECHO.sub(" ", text).split())
     found = set(_MARKER.findall(text))
-    found = found or set(re.findall(rf"^\W*{_NAME}\W{{0,3}}?[.:;(]", text))
+    found = found or set(re.findall(rf"^\W*{_NAME}\W{{0,3}}?(?:[.:;(]|, (?:as|because|since)\b)", text))
     found = found or {m[1] for m in re.finditer(rf"\b{_NAME}\b(?!\W*\?)", text)  # a question is no verdict
                       if not _VOID.search(text[:m.start()])}
     return _BY_NAME[found.pop()] if len(found) == 1 else None
@@ -158,13 +163,13 @@ def judge_groups(judge: Judge, truths: Sequence[str], groups: Sequence[Sequence[
 
 def _fold(name: str) -> str:
     """A normalised name without article, dashes and plural: "the red-winged hawks" -> "red winged hawk"."""
-    name = re.sub(r"^(?:an?|the|some) (?=.)", "", " ".join(re.split(r"[\s‐-―-]+", name)))
+    name = " ".join(re.split(r"[\s‐-―-]+", re.sub(r"^(?:an?|the|some) (?=.)", "", name)))  # but "a-10"
     name = re.sub(r"ies?$", "y", name)
     return re.sub(r"(?:(?<=[sxzo])|(?<=[cs]h))es?$|(?<![sui])s$", "", name)  # "rose", "roses": "ros"
 
 
 class TaxonomyJudge(_Settled):
-    """Exact verdicts from a tree of names; case, articles, dashes and plurals don't matter.
+    """Exact verdicts from a tree of names; case, articles, dashes and regular plurals don't matter.
 
     parents: name -> parent, None or no entry for a root. synonyms: other name -> name in the tree. The truth
     or its synonym is Specific; a refusal that is no name in the tree Abstain; a root above the truth Generic;
@@ -193,7 +198,7 @@ class TaxonomyJudge(_Settled):
         try:
             tree = json.loads(Path(path).read_text(encoding="utf-8"))
             return cls(tree["parents"], tree.get("synonyms"))
-        except (ValueError, LookupError, TypeError, AttributeError) as e:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
             raise ValueError(f'{path}: expected {{"parents": {{name: parent or null}}}} ({e!r})') from None
 
     def _ask(self, clean: Sequence[Pair]) -> list[Category | None]:
@@ -263,7 +268,8 @@ class LLMJudge(_Settled):
     The categories begin with six different letters, so the likeliest of their first tokens is the verdict
     that greedy decoding constrained to the six, the release's, would write. There is one unless the model
     returns NaN. The prompt that all pairs share is encoded once; pairs are scored side by side on top of it
-    in rows of about row_tokens, each seeing only itself. Raises ValueError for a tokenizer that won't do."""
+    in rows of about row_tokens, each seeing only itself (one plain forward each where attention slides or a
+    state runs through the row). Raises ValueError for a tokenizer or chat template that won't do."""
     last_error = "the model returned NaN"
 
     def __init__(self, model, tokenizer, prompt: str | None = None, name: str = "", row_tokens: int = 1024):
@@ -272,22 +278,31 @@ class LLMJudge(_Settled):
         self.model, self.tokenizer, self.row_tokens = model.eval(), tokenizer, row_tokens
         self.prompt = load_prompt(prompt or ("short" if model.num_parameters() < 6e9 else "detailed"))
         # what a verdict depends on; a model without a name shares its remembered verdicts with no other
-        self.key = repr([name or os.urandom(8), model.dtype, self._prompt(("a", "b"))])
-        options = [self._encode(c.label) for c in Category]
-        self.lead = os.path.commonprefix(options)  # some tokenizers put one for a word's start before all
-        self.first = sum((o[len(self.lead):][:1] for o in options), [])
+        self.key = repr([name or os.urandom(8), model.dtype, example := self._prompt(("a", "b"))])
+        if example == self._prompt(("?", "?")) or example.rstrip().endswith("<think>"):
+            raise ValueError("this judge's chat template leaves out the words, or always thinks first")
+        options = [self._encode(example + c.label) for c in Category]  # as they are cut in their place
+        before = os.path.commonprefix([self._encode(example), *options])
+        self.lead = os.path.commonprefix([o[len(before):] for o in options])  # it only starts a word
+        self.first = sum((o[len(before + self.lead):][:1] for o in options), [])
         if len(set(self.first)) < len(Category):
             raise ValueError("this judge's tokenizer has no six different first tokens for the categories")
-        self._prefix, self._cache = [], None
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+        layers = DynamicCache(config=model.config).layers
+        self._packs, self._prefix, self._cache = all(type(x) is DynamicLayer for x in layers), [], None
 
     @classmethod
     def load(cls, name: str, device="cpu", **kwargs) -> "LLMJudge":
-        """From a hub name or a folder; float32 on a CPU, where bfloat16 judges a pair by its company, too."""
+        """From a hub name or a folder. Float32 on a CPU: in bfloat16 a verdict depends on what shares its
+        row."""
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa").to(device)
-        return cls(model, AutoTokenizer.from_pretrained(name), name=str(name), **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        files = sorted(Path(name).glob("*.safetensors"))  # they may change, and verdicts with them
+        name = repr([str(Path(name).resolve()), *(f.stat().st_mtime_ns for f in files)]) if files else name
+        return cls(model, tokenizer, name=name, **kwargs)
 
     def _ask(self, clean: Sequence[Pair]) -> list[Category | None]:
         scores = self.logprobs(clean)
@@ -300,6 +315,10 @@ class LLMJudge(_Settled):
     def logprobs(self, pairs: Sequence[Pair]):
         """(len(pairs), 6) float32: log-probability of each category's first token; pairs normalised."""
         import torch
+        if not self._packs:
+            rows = [self._encode(self._prompt(pair)) + self.lead for pair in pairs]
+            logits = torch.cat([self._logits(row, None) for row in rows])
+            return logits.float().log_softmax(-1)[:, self.first].cpu()
         own, found, past, device = self._own_tokens(pairs), [], len(self._prefix), self.model.device
         step = max(1, self.row_tokens // max(map(len, own)))
         for packed in (own[i:i + step] for i in range(0, len(own), step)):  # one forward each
@@ -325,8 +344,9 @@ class LLMJudge(_Settled):
         """(keep, V) logits of one row of tokens that goes on where the cache ends."""
         import torch
         with torch.no_grad():
-            return self.model(input_ids=torch.tensor([tokens], device=self.model.device), use_cache=True,
-                              past_key_values=cache, logits_to_keep=keep, **more).logits[0]
+            row = torch.tensor([tokens], device=self.model.device)
+            return self.model(input_ids=row, use_cache=cache is not None, past_key_values=cache,
+                              logits_to_keep=keep, **more).logits[0]
 
     def _own_tokens(self, pairs: Sequence[Pair]) -> list[list[int]]:
         """What each pair adds to the prompt that all share, whose key-value cache stays for later calls."""
@@ -345,7 +365,7 @@ class ServerJudge(_Settled):
     """A chat model behind an OpenAI-compatible endpoint, `workers` requests at a time, standard library only.
 
     The key comes from key_file or from JUDGE_API_KEY in the environment and is kept nowhere else. The six
-    categories are offered as a constrained choice (vLLM's fields). A request has `timeout` seconds and
+    categories are offered as a constrained choice (vLLM's fields). A reply has about `timeout` seconds and
     `retries` more tries after growing pauses (or the server's Retry-After, 30 s at most); then there is no
     verdict, and last_error says why. As many failures in a row as there are workers, or a refused key, end a
     call. Raises ValueError for an address that is no http(s) URL or holds a password."""
@@ -356,10 +376,12 @@ class ServerJudge(_Settled):
         if not model:
             raise ValueError("a judge behind a server needs the model's name there: --judge-model NAME")
         secret = (Path(key_file).read_text() if key_file else os.environ.get("JUDGE_API_KEY", "")).strip()
-        if re.search(r"[^!-~]", secret):  # such a header fails, and the error would quote it
-            raise ValueError("the judge's key must be one word of ASCII characters")
-        base = url.rstrip("/").removesuffix("/chat/completions")
-        self.url = base + ("" if re.search(r"/v\d+$", base) else "/v1") + "/chat/completions"
+        if key_file and not secret or re.search(r"[^!-~]|[\\'\"]", secret):  # an error would quote it
+            raise ValueError("the judge's key must be one word of ASCII characters without quotes")
+        base = url.rstrip("/")
+        if not base.endswith("/chat/completions"):
+            base += ("" if re.search(r"/v\d+$", base) else "/v1") + "/chat/completions"
+        self.url = base
         self.model, self.prompt, self.timeout, self.retries = model, load_prompt(prompt), timeout, retries
         self.workers, self.pause, self._constrain, self._failed = workers, pause, True, 0
         self.key = repr(["server", model, self.prompt])
@@ -374,25 +396,27 @@ class ServerJudge(_Settled):
             return list(pool.map(self._one, clean))
 
     def _one(self, pair: Pair) -> Category | None:
+        asked = 0  # seconds that the server wants to be left alone
         for attempt in range(self.retries + 1):
-            time.sleep(self.pause * 2 ** (attempt - 1) if attempt else 0)
             if self._failed >= self.workers:
                 return None
+            time.sleep(max(asked, self.pause * 2 ** (attempt - 1)) if attempt else 0)
             try:
                 verdict, self._failed = self._request(pair, self._constrain), 0
                 return verdict
             except OSError as e:
-                why = str(e)
+                why, asked = str(e), getattr(e, "asked", 0)
             except Exception as e:
                 why = f"the reply is no chat completion: {type(e).__name__}: {e}"
             for header in self._headers.values():  # a server may echo its request
                 why = why.replace(header[7:], "***")
-            self.last_error = why[:100]
+            self.last_error = " ".join(why.split())[:200]
         self._failed += 1
 
     def _request(self, pair: Pair, constrain: bool) -> Category:
         """One reply's verdict; raises OSError for another status than 200 and for words without a verdict."""
-        body = {"model": self.model, "messages": chat(self.prompt, pair), "temperature": 0, "max_tokens": 16}
+        body = {"model": self.model, "messages": chat(self.prompt, pair), "temperature": 0,
+                "max_tokens": 16 if constrain else 512}  # unconstrained it may think first
         if constrain:
             names = list(_BY_NAME)
             body |= {"guided_choice": names, "structured_outputs": {"choice": names}}  # older and newer vLLM
@@ -403,7 +427,7 @@ class ServerJudge(_Settled):
             while chunk := response.read1(65536):
                 reply += chunk
                 if time.monotonic() > end or len(reply) > 1_000_000:  # dripping bytes reset no clock
-                    raise TimeoutError("the reply did not end in time")
+                    raise TimeoutError("the reply did not end in time, or is too long")
         if response.status in (400, 422) and constrain:
             verdict = self._request(pair, False)
             self._constrain = False  # it was the constraint, not this pair, that the server refused
@@ -411,17 +435,20 @@ class ServerJudge(_Settled):
         if response.status in (401, 403, 404):  # no retry mends a wrong key or address
             self._failed = self.workers
         if response.status != 200:
+            error = OSError(f"HTTP {response.status} {response.reason} {reply.decode(errors='replace')}")
             after = response.headers.get("Retry-After", "")
-            time.sleep(min(int(after), 30) if after.isdecimal() else 0)
-            raise OSError(f"HTTP {response.status} {response.reason}")
-        words = str(json.loads(reply)["choices"][0]["message"]["content"])
-        if (verdict := parse_category(words)) is None:
+            error.asked = min(int(after), 30) if after.isdecimal() else 0
+            raise error
+        words = json.loads(reply)["choices"][0]["message"]["content"]
+        if isinstance(words, list):  # parts, of which thoughts are no reply
+            words = " ".join(part["text"] for part in words if part["type"] == "text")
+        if (verdict := parse_category(str(words))) is None:
             raise OSError(f"no verdict in the reply {words!r}")
         return verdict
 
 
 class CachedJudge(_Settled):
-    """A judge behind a SQLite file of verdicts by (judge and prompt, truth, answer), normalised; no errors.
+    """A judge behind a SQLite file of verdicts by (judge.key, truth, answer), normalised; no errors.
 
     Safe for several processes and kill -9: each call's verdicts are one transaction. A file that is no sound
     database is set aside with a warning. hits, misses: distinct pairs so far."""
@@ -433,13 +460,13 @@ class CachedJudge(_Settled):
 
     def _ask(self, clean: Sequence[Pair]) -> list[Category | None]:
         found = self._run("SELECT category FROM verdicts WHERE judge = ? AND truth = ? AND answer = ?", clean)
-        known = {p: Category(row[0]) for p, row in zip(clean, found) if row and row[0] in list(Category)}
+        known = {p: _BY_NAME[row[0]] for p, row in zip(clean, found) if row and row[0] in _BY_NAME}
         missing = [pair for pair in clean if pair not in known]
         self.hits, self.misses = self.hits + len(known), self.misses + len(missing)
         ask = getattr(self.judge, "_ask", self.judge)  # prechecked and normalised already, once is enough
         told = dict(zip(missing, ask(missing), strict=True)) if missing else {}
         self.last_error = getattr(self.judge, "last_error", "")
-        new = [(*pair, int(c)) for pair, c in told.items() if c is not None]
+        new = [(*pair, c.label) for pair, c in told.items() if c is not None]
         self._run("REPLACE INTO verdicts VALUES (?, ?, ?, ?)", new)
         return [known.get(pair, told.get(pair)) for pair in clean]
 
@@ -454,12 +481,11 @@ class CachedJudge(_Settled):
             try:
                 with closing(sqlite3.connect(self.path, timeout=60)) as db, db:
                     db.execute("CREATE TABLE IF NOT EXISTS verdicts (judge TEXT, truth TEXT, answer TEXT, "
-                               "category INTEGER, PRIMARY KEY (judge, truth, answer)) WITHOUT ROWID")
+                               "category TEXT, PRIMARY KEY (judge, truth, answer)) WITHOUT ROWID")
                     return [db.execute(statement, (self.key, *row)).fetchone() for row in rows]
             except sqlite3.DatabaseError as e:
                 moved = self._inode() != before  # another process set it aside just now: this is its new file
-                broken = not isinstance(e, sqlite3.OperationalError)  # else locked for a minute, or disk full
-                if last_try or not (moved or broken):
+                if last_try or not moved and isinstance(e, sqlite3.OperationalError):  # locked, or disk full
                     raise OSError(f"the verdict cache {self.path}: {e}") from None
                 if not moved:
                     aside = self.path.with_name(f"{self.path.name}.broken-{time.time_ns()}")
@@ -479,8 +505,9 @@ def open_judge(name: str, model: str | None = None, prompt: str | None = None, k
     else:
         try:
             judge = LLMJudge.load(name, device, prompt=prompt)
-        except (OSError, ValueError, ImportError) as e:  # ImportError: a quantised model without its package
-            raise OSError(f"cannot load the judge {name!r}: {str(e).strip().splitlines()[0]}") from None
+        except Exception as e:  # whatever a broken folder or a missing package makes transformers say
+            why = (str(e).strip().splitlines() or [type(e).__name__])[0]
+            raise OSError(f"cannot load the judge {name!r}: {why}") from None
     return CachedJudge(judge, cache) if cache else judge
 
 
@@ -516,11 +543,11 @@ def audit(rows: Sequence[Mapping], verdicts: Sequence[Category | None], n: int =
 
 def read_audit(path) -> list[dict]:
     rows = []
-    for i, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for i, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         try:
             rows.append(json.loads(line))
             _BY_NAME[rows[-1]["category"]], rows[-1]["ground_truth"] + rows[-1]["prediction"] + ""
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise ValueError(f"{path}, line {i}: not JSON with ground_truth, prediction, category") from None
     if not rows:
         raise ValueError(f"{path} holds no pairs")
@@ -529,7 +556,8 @@ def read_audit(path) -> list[dict]:
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--judge-model", help="the model's name on a judge server")
-    p.add_argument("--judge-prompt", help="short, detailed, or a text file (default: by the model's size)")
+    p.add_argument("--judge-prompt", help="short, detailed, or a text file (default: by the model's size; a "
+                                          "server's: detailed)")
     p.add_argument("--judge-key-file", help="file with the server's key (default: JUDGE_API_KEY)")
 
 
@@ -544,12 +572,14 @@ def main(argv: list[str] | None = None) -> None:
         if not args.audit and not args.ask:
             raise ValueError("say what to do: --ask TRUTH ANSWER or --audit FILE")
         rows = read_audit(args.audit) if args.audit else []
-        settings = args.judge_model, args.judge_prompt, args.judge_key_file
-        judge = open_judge(args.judge, *settings)
+        judge = open_judge(args.judge, args.judge_model, args.judge_prompt, args.judge_key_file)
         if args.ask:
             verdict, = judge([args.ask])
-            print(f"no verdict ({judge.last_error})" if verdict is None else verdict.label)
-            if precheck(*args.ask) is None and isinstance(judge, LLMJudge):
+            if verdict is None:
+                raise OSError(f"no verdict ({judge.last_error})")
+            print(verdict.label)
+            asked = precheck(*args.ask) is None and len(set(map(normalize_label, args.ask))) == 2
+            if asked and isinstance(judge, LLMJudge):
                 for c, probability in zip(Category, judge.probabilities([args.ask])[0].tolist()):
                     print(f"  {c.label:<14} {probability:.3f}")
         if args.audit:

@@ -26,7 +26,7 @@ CHARTS = [("Reward", "mean", ["reward"]), ("Length", "tokens", ["length"]),  # t
           ("Rungs", "share of the answers", ["malformed", *(f"share/{label}" for label in RUNG)]),
           ("Bars c*", "share of the images", [f"bar/{label}" for label in list(RUNG)[1:5]]),
           ("KL to the reference", "nats a token", ["policy/kl"]), ("Dead groups", "share", ["dead_groups"]),
-          ("Negative log-prob", "nats a token", ["policy/nll"]), ("Gradient norm", "", ["policy/grad_norm"])]
+          ("Negative log-prob", "nats a token trained on", ["policy/nll"])]
 FACTS = "data model judge method reward quorum loss prompt n images_per_step temperature noise lr seed"
 NOTE = """</div><h2>Answers, before and after</h2><p>To the same validation images (of a stopped run: to
 training images, early and late). Posts are filled up to the rung, the dashed line is bar c*. Equal answers

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM
 from words import SPECIALS, TEMPLATE, chat_model, chat_tokenizer
 
 import judge as judges
@@ -423,6 +425,75 @@ def test_equal_labels_are_never_asked_and_distinct_pairs_once(tok, monkeypatch):
     assert judge([("Cre\u0300me", "crème")]) == [S] and judge([]) == [] and len(asked) == 1
 
 
+@pytest.mark.parametrize("text, verdict", [
+    (r"less\_specific", L), ("**less** specific", L), (r"\boxed{less\ specific}", L),
+    ("Generic, because 'bird' is much less specific than 'robin'", G),
+    ("truth: beagle | prediction: dog | verdict: less specific", L), ("generic, specific or wrong", None)])
+def test_marked_up_and_explained_verdicts(text, verdict):
+    assert parse_category(text) == verdict
+
+
+@pytest.mark.parametrize("truth, answer, verdict", [
+    ("A-10", "10", W), ("A-10", "an A-10", S), ("A-Class", "class", W), ("a-10", "A 10", S)])
+def test_an_a_with_a_dash_is_no_article(truth, answer, verdict):
+    assert TaxonomyJudge({"A-10": "aircraft", "A-Class": "car", "car": None})([(truth, answer)]) == [verdict]
+
+
+@pytest.mark.parametrize("answer", ["an unknown species", "not known", "I dunno", "I give up", "too blurry",
+                                    "the image is too dark", "I cannot provide an answer"])
+def test_more_refusals(answer):
+    assert is_refusal(normalize_label(answer)) and TAXONOMY([("larus", answer)]) == [A]
+
+
+def test_a_template_that_thinks_first_or_drops_the_words_is_refused():
+    for template in (TEMPLATE + "<think>\n", "{% for m in messages %}{{ m.role }} {% endfor %}assistant:"):
+        tok = chat_tokenizer(template)
+        with pytest.raises(ValueError, match="leaves out the words, or always thinks first"):
+            LLMJudge(chat_model("llama", tok), tok)
+
+
+SLIDING = {
+    "mistral": dict(sliding_window=64), "gemma3_text": dict(sliding_window=64, head_dim=8),
+    "gemma2": dict(sliding_window=64, head_dim=8), "qwen3": dict(head_dim=8), "phi3": dict(sliding_window=64),
+    "qwen3_next": dict(head_dim=8, num_hidden_layers=4, num_experts=4, num_experts_per_tok=2,
+                       moe_intermediate_size=16, shared_expert_intermediate_size=16, linear_num_key_heads=2,
+                       linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8)}
+
+
+@pytest.mark.parametrize("kind", SLIDING)
+def test_windows_that_slide_and_states_that_run_through_the_row(tok, kind):
+    """A window shorter than the prompt, a recurrent state: still the plain forward of each pair, alone and in
+    company."""
+    settings = dict(vocab_size=len(tok) + 3, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=2048,
+                    pad_token_id=0)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **settings | SLIDING[kind], attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for p in model.parameters():
+        p.data.mul_(5 if p.dim() > 1 else 1)  # far enough apart for equality to mean something
+    judge = LLMJudge(model, tok)
+    assert judge._packs == (kind == "qwen3")
+    close(judge.logprobs(PAIRS), naive(judge, PAIRS))
+    close(judge.logprobs(PAIRS[2:3]), naive(judge, PAIRS[2:3]))
+
+
+@pytest.mark.parametrize("cut", [
+    pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Metaspace(prepend_scheme="always"),
+    pre_tokenizers.Metaspace(prepend_scheme="first")], ids=["byte", "always", "first"])
+def test_categories_are_cut_as_they_stand_behind_the_prompt(cut):
+    """Alone such a tokenizer would begin them with a space that they do not have there."""
+    tok = chat_tokenizer(cut=cut)
+    judge = LLMJudge(chat_model("llama", tok), tok)
+    prompt = tok.apply_chat_template(judges.chat(judge.prompt, ("robin", "bird")), tokenize=False,
+                                     add_generation_prompt=True)
+    whole = [tok(prompt + c.label, add_special_tokens=False)["input_ids"] for c in Category]
+    start = next(i for i, column in enumerate(zip(*whole)) if len(set(column)) > 1)
+    with torch.no_grad():
+        logprobs = judge.model(torch.tensor([whole[0][:start]])).logits[0, -1].log_softmax(-1)
+    close(judge.logprobs([("robin", "bird")]), logprobs[[w[start] for w in whole]][None])
+
+
 def test_an_answer_cannot_open_a_turn(tok, monkeypatch):
     judge = LLMJudge(chat_model("llama", tok), tok)
     prompts, render = [], judge._prompt
@@ -440,11 +511,16 @@ def test_an_answer_cannot_open_a_turn(tok, monkeypatch):
 def test_a_token_that_begins_every_word_does_not_count(monkeypatch):
     """Some tokenizers put a token of its own before a word: what comes after it decides."""
     lead = chat_tokenizer(TEMPLATE)
-    encode = LLMJudge._encode
-    mark = lead("#")["input_ids"]
-    labels = {c.label for c in Category}
-    monkeypatch.setattr(LLMJudge, "_encode", lambda self, text: mark * (text in labels) + encode(self, text))
+    plain, mark = LLMJudge._encode, lead("#")["input_ids"]
+
+    def encode(self, text):
+        label = next((c.label for c in (Category.LESS_SPECIFIC, Category.MORE_SPECIFIC, *Category)
+                      if text.endswith("assistant\n" + c.label)), "")
+        return plain(self, text.removesuffix(label)) + (mark + plain(self, label) if label else [])
+
+    monkeypatch.setattr(LLMJudge, "_encode", encode)
     judge = LLMJudge(chat_model("llama", lead), lead)
+    assert judge.lead == mark
     first = [lead(c.label)["input_ids"][0] for c in Category]
     with torch.no_grad():
         rows = [torch.tensor([written(judge, pair) + mark]) for pair in PAIRS]

@@ -5,10 +5,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+import tiny
 
 import judge as judges
 from judge import CachedJudge, ServerJudge
@@ -96,8 +98,8 @@ def test_another_judge_model_or_prompt_misses(path, tmp_path, judge_folder):
     assert first([("a", "b")]) == [G] and (second.hits, second.misses) == (0, 1)
 
 
-@pytest.mark.parametrize("stored", [6, -1, None, "generic", 1.5, b"2", 10**15])
-def test_a_stored_number_that_is_no_category_is_a_miss(path, stored):
+@pytest.mark.parametrize("stored", [2, -1, None, "generi", "Generic", 1.5, b"generic", 10**15])
+def test_what_is_stored_and_no_category_is_a_miss(path, stored):
     judge = CachedJudge(Inner(G), path)
     judge([("a", "b")])
     sql(path, "UPDATE verdicts SET category = ?", (stored,))
@@ -106,7 +108,30 @@ def test_a_stored_number_that_is_no_category_is_a_miss(path, stored):
     assert CachedJudge(Inner(W), path)([("a", "b")]) == [L]  # and mended
 
 
+def test_a_folders_weights_are_part_of_the_key(path, tmp_path, monkeypatch):
+    """Two folders of one name, and one folder trained again, share no verdict."""
+    folders = [tiny.save_judge(tmp_path / where / "judge", seed) for seed, where in enumerate(("one", "two"))]
+    keys = []
+    for folder in folders:
+        monkeypatch.chdir(folder.parent)
+        keys.append(judges.LLMJudge.load("judge").key)
+    assert judges.LLMJudge.load("judge").key == judges.LLMJudge.load(str(folders[1])).key == keys[1]
+    time.sleep(0.01)
+    tiny.save_judge(folders[1], seed=2)
+    keys.append(judges.LLMJudge.load("judge").key)
+    assert len(set(keys)) == 3
+
+
 # ---- broken files
+
+
+@pytest.mark.parametrize("cut", [1, 2, 7])
+def test_a_file_cut_short_in_its_last_page_invents_no_verdict(path, cut):
+    """SQLite reads what is missing as zeros, without a word."""
+    pairs = [(f"truth {i}", "answer") for i in range(2000)]
+    CachedJudge(Inner(Category.SPECIFIC), path)(pairs)
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert set(CachedJudge(Inner(Category.SPECIFIC), path)(pairs)) == {Category.SPECIFIC}
 
 
 def broken(path, how):
@@ -146,6 +171,7 @@ def test_an_empty_file_is_fine_and_a_path_that_cannot_be_ends_in_one_line(path, 
 
 WORKER = """
 import sys
+import time
 from judge import CachedJudge
 from reward import Category
 path, first, last, step, say = sys.argv[1], *map(int, sys.argv[2:])
@@ -176,7 +202,8 @@ def workers(path, *spans, say=0):
 
 
 def numbers(path) -> dict[int, int]:
-    return {int(t.split()[1]): c for t, c in sql(path, "SELECT truth, category FROM verdicts")}
+    rungs = {c.label: int(c) for c in Category}
+    return {int(t.split()[1]): rungs[c] for t, c in sql(path, "SELECT truth, category FROM verdicts")}
 
 
 def test_two_processes_on_one_file(path):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from server import LIES, Server
+from server import LIES, Server, message
 from test_train import arguments, lines
 
 import judge as judges
@@ -91,6 +91,33 @@ def test_forms_of_the_address(server, path):
 def test_another_api_version_and_path_are_kept():
     assert ServerJudge("https://h/api/v3", "m").url == "https://h/api/v3/chat/completions"
     assert ServerJudge("http://[::1]:80/openai", "m").url == "http://[::1]:80/openai/v1/chat/completions"
+    whole = "https://h/openai/chat/completions"  # as it is: not every server has a version in its address
+    assert ServerJudge(whole, "m").url == ServerJudge(whole + "/", "m").url == whole
+
+
+@pytest.mark.parametrize("content, verdict", [
+    ([{"type": "text", "text": "wrong"}], W),
+    ([{"type": "thinking", "thinking": "Verdict: generic"}, {"type": "text", "text": "wrong"}], W),
+    ([{"type": "reasoning", "text": "Verdict: specific, unless"}, {"type": "text", "text": "wrong"}], W),
+    ([{"type": "reasoning", "text": "specific"}], None), ([], None), ([7], None),
+    ("<think>generic?</think>wrong", W)])
+def test_a_reply_in_parts_is_its_text_without_its_thoughts(server, monkeypatch, content, verdict):
+    monkeypatch.setitem(LIES, "unknown", message(content))
+    server.always("unknown")
+    assert ask(server, retries=0)(FEW[:1]) == [verdict]
+
+
+def test_the_servers_own_words_are_in_the_reason(server):
+    server.always("404")
+    judge = ask(server)
+    assert judge(FEW[:1]) == [None] and judge.last_error == 'HTTP 404 Not Found {"error": {"message": "no"}}'
+
+
+def test_an_unconstrained_reply_has_room_to_think(server):
+    server.always("picky")
+    judge = ask(server, workers=1)
+    judge(FEW)
+    assert [r["body"]["max_tokens"] for r in server.requests] == [16, 512, 512, 512]
 
 
 def test_a_constrained_choice_is_dropped_after_a_400_once_and_for_all(server):
@@ -132,7 +159,7 @@ def test_each_failure_is_retried_and_mended_or_no_verdict_with_its_reason(server
     assert judge(FEW) == [None] * 3
     assert len(server.requests) <= (3 if how in GIVEN_UP else 18 if how == "400" else 12)
     assert WHY.get(how, "the reply is no chat completion: ") in judge.last_error
-    assert len(judge.last_error) <= 100 and "\n" not in judge.last_error
+    assert len(judge.last_error) <= 200 and "\n" not in judge.last_error
     server.always("right")  # the next call starts afresh
     assert judge(FEW) == RIGHT[:3]
 
@@ -207,6 +234,10 @@ def test_a_retry_waits_as_long_as_the_server_asks_but_no_longer_than_half_a_minu
         server.script = lambda number, pair: "right" if number else "429"
         server.requests.clear()
         assert ask(server, workers=1)(PAIRS[:2]) == RIGHT[:2] and waited == wait
+    for how, retries in (("429", 0), ("401", 2)):  # after the last try there is nothing to wait for
+        server.headers, waited[:] = {"Retry-After": "7"}, []
+        server.always(how)
+        assert ask(server, workers=1, retries=retries)(FEW[:1]) == [None] and waited == []
 
 
 def test_a_dripping_server_is_given_up(server):
@@ -253,7 +284,7 @@ def test_a_wrong_key_is_given_up_at_once(server, monkeypatch):
         server.requests.clear()
         judge = ask(server)
         assert judge(PAIRS * 5) == [None] * 200 and len(server.requests) <= 16
-        assert judge.last_error == "HTTP 401 Unauthorized"
+        assert judge.last_error == 'HTTP 401 Unauthorized {"error": {"message": "no"}}'
 
 
 def test_the_key_never_follows_a_redirect(server, monkeypatch):

@@ -11,9 +11,9 @@ TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|i
             "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
-def chat_tokenizer(template=TEMPLATE, eos="<|im_end|>"):
+def chat_tokenizer(template=TEMPLATE, eos="<|im_end|>", cut=pre_tokenizers.ByteLevel(add_prefix_space=False)):
     tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.pre_tokenizer = cut
     tok.decoder = decoders.ByteLevel()
     shots = [f"True label: {t.lower()}\nAnswer: {a}\nassistant {v} user" for t, a, v in EXAMPLES]
     tok.train_from_iterator([INSTRUCTIONS, *shots] * 3, trainers.BpeTrainer(
