@@ -111,8 +111,11 @@ def main() -> None:
     def sample(count):
         return rollout.sample(policy, images[:count], ids[:count], question, args.n,
                               max_new_tokens=args.tokens, max_rows=args.rows)
-    sample(1)  # warms up
-    rollout_s, rollout_gb, groups = timed(device, lambda: sample(args.images))
+    try:
+        sample(1)  # warms up
+        rollout_s, rollout_gb, groups = timed(device, lambda: sample(args.images))
+    except torch.cuda.OutOfMemoryError:
+        sys.exit("gpu.py: out of memory in the rollout: lower --rows, --images, --n or --tokens")
     prompt = len(groups[0].prompt)
     linear = sum(m.weight.numel() for m in policy.model.get_decoder().modules()
                  if isinstance(m, torch.nn.Linear))
@@ -120,8 +123,7 @@ def main() -> None:
     head = policy.model.lm_head.weight.numel()
     answers = args.n * args.tokens  # tokens an image
     once = 2 * (linear * (prompt + answers) + head * answers)  # one shared pass, flops an image
-    vision_s, _, _ = timed(device, lambda: [policies.encode(policy, images[i:i + 32], question)
-                                            for i in range(0, args.images, 32)])
+    vision_s, _, _ = timed(device, lambda: policies.encode(policy, images, question))
 
     config = train.Config(n=args.n, max_new_tokens=args.tokens, beta=0.01, clip_low=0.2, clip_high=0.2)
     completions, mask, _ = (x.flatten(0, 1) for x in train.stack(groups, policy.pad_id))
@@ -151,7 +153,7 @@ def main() -> None:
     memory, best = {}, {}
     count = min(args.images, 16)
     for checkpointing, passes in ((False, 2), (True, 3)):
-        for micro_batch in (1, 2, 4):
+        for micro_batch in [size for size in (1, 2, 4) if size <= count]:
             name = f"update, micro-batch {micro_batch}" + (", checkpointing" if checkpointing else "")
             try:
                 update(micro_batch, micro_batch, checkpointing)  # warms up

@@ -53,7 +53,6 @@ LOSSES = {loss: ["--loss", loss] for loss in ("dr_grpo", "dapo")}
 PARTS = {"main": MAIN, "controls": CONTROLS, "n": OVER_N, "noise": NOISE, "losses": LOSSES}
 METHODS = {name: options for part in PARTS.values() for name, options in part.items()}
 HOWS = {"greedy": 0.0, "temperature 1": 1.0}
-FIGURES = ("correctness", "specificity", "harmonic_mean")
 
 # ------------------------------------------------------------------------------------------------------------
 # One run
@@ -132,30 +131,22 @@ def figures(result: dict, how: str, inside: bool) -> list[float]:
     return list(average([summarize([c for group in groups for c in group]) for groups in sets]).values())
 
 
-def with_error(values: list[float]) -> str:
-    error = f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
-    return f"**{fmean(values):.3f}**{error}"
+def error(values) -> str:
+    return f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
 
 
-def method_rows(runs: dict[str, list[dict]], how: str) -> list[str]:
-    rows = []
-    for method, results in runs.items():
-        if how not in results[0]:
-            continue
-        cells = []
-        for inside in (True, False):
-            c, s, hm = zip(*(figures(r, how, inside) for r in results))
-            cells.append(f"{fmean(c):.3f} / {fmean(s):.3f} / {with_error(hm)}")
-        rows.append(f"| {method} | " + " | ".join(cells) + " |")
-    return rows
-
-
-def table(runs: dict[str, list[dict]], hows=tuple(HOWS)) -> str:
+def table(runs: dict[str, list[dict]]) -> str:
     """Markdown, a block for greedy and one for temperature 1."""
     lines = []
-    for how in hows:
-        lines += [f"| {how} | in domain C / S / **HM** | out of domain C / S / **HM** |", "|---|---|---|",
-                  *method_rows(runs, how), ""]
+    for how in HOWS:
+        lines += [f"| {how} | in domain C / S / **HM** | out of domain C / S / **HM** |", "|---|---|---|"]
+        for method, results in runs.items():
+            if how in results[0]:
+                cells = [zip(*(figures(r, how, inside) for r in results)) for inside in (True, False)]
+                texts = [f"{fmean(c):.3f} / {fmean(s):.3f} / **{fmean(hm):.3f}**{error(hm)}"
+                         for c, s, hm in cells]
+                lines.append(f"| {method} | " + " | ".join(texts) + " |")
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -177,8 +168,7 @@ def paired(runs: dict[str, list[dict]], against: str = "speciarl") -> str:
                 pairs = [pair for a, b in zip(runs[against], results)
                          for pair in zip(groups_of(b, how, inside), groups_of(a, how, inside))]
                 low, high = difference(*pairs)["intervals"]["harmonic_mean"]
-                error = f" ± {stdev(each) / len(each) ** 0.5:.3f}" if len(each) > 1 else ""
-                cells.append(f"{fmean(each):+.3f}{error} [{low:+.3f} {high:+.3f}]")
+                cells.append(f"{fmean(each):+.3f}{error(each)} [{low:+.3f} {high:+.3f}]")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -231,16 +221,21 @@ def show(parts: list[str], read, seeds: list[int]) -> None:
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", default="runs/table")
+    p.add_argument("--out", default="runs/table", help="folder of the runs (default: runs/table)")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="ablations: the first three")
     p.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
-    p.add_argument("--split", default="test", choices=("val", "test"))
+    p.add_argument("--split", default="test", choices=("val", "test"), help="images measured (default: test)")
     p.add_argument("--options", default="", help="further options of train.py, in one string")
     p.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     p.add_argument("--one", help=argparse.SUPPRESS)
     args = p.parse_args()
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    if args.jobs < 1:
+        sys.exit(f"paper_table.py: --jobs must be at least 1, got {args.jobs}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        sys.exit(f"paper_table.py: --out {out} can't be a folder: {e}")
     if args.one:
         import torch
         torch.set_num_threads(1)
@@ -267,8 +262,11 @@ def main() -> None:
             if subprocess.run(command, stdout=log, stderr=log).returncode:
                 raise SystemExit(f"{method}, seed {seed} failed: see {log.name}")
 
-    with ThreadPoolExecutor(args.jobs) as pool:
-        list(tqdm(pool.map(start, missing), total=len(missing), desc="runs", unit="run"))
+    try:
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(tqdm(pool.map(start, missing), total=len(missing), desc="runs", unit="run"))
+    except KeyboardInterrupt:
+        sys.exit("paper_table.py: stopped; the same command goes on")
     print(f"{args.split} images, train.py {args.options or '(toy preset)'}\n")
     show(args.parts, lambda methods, seeds: {m: [json.loads(file_of(out, m, s, args.split).read_text())
                                                  for s in seeds] for m in methods}, args.seeds)
