@@ -78,8 +78,8 @@ is_refusal = re.compile(  # of a normalised answer that names nothing: "none", "
 def precheck(truth: str, answer: str) -> Category | None:
     """Wrong for an answer that plays for a verdict instead of naming one thing; None: let the judge decide.
 
-    Raw text. Wrong are: no letter or number; control tokens; more than 16 words; nothing but a category's
-    name; orders to the judge; and, unless the answer refuses or the truth has the same separator: several
+    Raw text. Wrong are: no letter or number; control tokens; more than 16 words; a category's name, alone or
+    as a remark; orders to the judge; and, unless the answer refuses or the truth has the same separator: several
     labels (" or ", a slash, a list; never " and "), a chain of ranks. The truth itself always passes."""
     plain = normalize_label(answer)
     if plain and plain == normalize_label(truth):
