@@ -71,16 +71,16 @@ is_refusal = re.compile(  # of a normalised answer that names nothing: "none", "
     r"|none(?: of .*)?|insufficient .*|(?:.* )?too (?:blurry|blurred|dark|small|far away)"
     r"|.*\b(?:no (?:idea|clue)|(?:not|\w+n t|nothing|dont|cannot|cant"
     r"|(?:unable|impossible|difficult|hard|refuse|decline|too \w+) to)(?: \w+)? (?:known?|tell|say|sure"
-    r"|certain|identif\w+|determin\w+|recogni\w+|provide|answer|help|classif\w+|name|decide|clear|able|possible|enough"
-    r"|visible|see|specified|guess|make (?:it )?out))\b.*").fullmatch
+    r"|certain|identif\w+|determin\w+|recogni\w+|provide|answer|help|classif\w+|name|decide|clear|able"
+    r"|possible|enough|visible|see|specified|guess|make (?:it )?out))\b.*").fullmatch
 
 
 def precheck(truth: str, answer: str) -> Category | None:
     """Wrong for an answer that plays for a verdict instead of naming one thing; None: let the judge decide.
 
     Raw text. Wrong are: no letter or number; control tokens; more than 16 words; a category's name, alone or
-    as a remark; orders to the judge; and, unless the answer refuses or the truth has the same separator: several
-    labels (" or ", a slash, a list; never " and "), a chain of ranks. The truth itself always passes."""
+    as a remark; orders to the judge; and, unless the answer refuses or the truth has the same separator:
+    several labels (" or ", a slash, a list; never " and "), a chain of ranks. The truth always passes."""
     plain = normalize_label(answer)
     if plain and plain == normalize_label(truth):
         return None

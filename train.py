@@ -371,9 +371,11 @@ def sample_line(step: int, entry: dict, config: Config) -> dict:
     categories = entry["categories"]
     line = {"step": step} | {key: entry[key] for key in ("id", "truth", "answers", "texts")}
     line["categories"] = [category_name(c) for c in categories]
-    if "rewards" in entry and config.reward == "speciarl":
-        line["bar"] = dynamic_bar(categories, config.quorum).label
-    return line | {"rewards": entry["rewards"]} if "rewards" in entry else line
+    if "rewards" in entry:
+        line["rewards"] = entry["rewards"]
+        if config.reward == "speciarl":
+            line["bar"] = dynamic_bar(categories, config.quorum).label
+    return line
 
 
 def save_state(run: Path, policy, optimizer, step: int) -> None:
@@ -609,13 +611,11 @@ def main(argv: list[str] | None = None) -> Path:
         write_json(run / "eval.json", results)
         report.write(run, examples + shown)
     except KeyboardInterrupt:
-        if not (run / "state.pt").exists():
-            sys.exit(f"stopped before the first step: python train.py --resume {run}")
-        if RANK == 0:
+        if RANK == 0 and (run / "state.pt").exists():
             load_state(run, policy, optimizer)  # a half-done step is not kept
             save_adapter(policy.model, run / "adapter", policy.name)
             report.write(run, examples + shown)
-        sys.exit(f"stopped; the last whole step is saved: python train.py --resume {run}")
+        sys.exit(f"stopped; {kept()}. Go on with python train.py --resume {run}")
     except (JudgeFailed, OSError) as e:  # OSError: a full disk, a cache that stays locked
         sys.exit(f"train.py: {e}; {kept()}. Go on with python train.py --resume {run}")
     except torch.cuda.OutOfMemoryError:
