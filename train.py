@@ -19,6 +19,7 @@ Where this departs from the official release (README says why):
 """
 
 import argparse
+import atexit
 import json
 import math
 import os
@@ -336,6 +337,8 @@ def start_processes() -> None:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         # the first process validates alone: the others must not take its silence for death
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=12))
+        # a process that leaves with gloo's threads alive now and then aborts, and takes the others with it
+        atexit.register(dist.destroy_process_group)
 
 
 def gather(items: list) -> list:
