@@ -408,9 +408,9 @@ def fetch(url: str, file: Path, md5: str | None = None) -> None:
             start = start if reply.status == 206 else 0  # 200: the server ignores ranges
             total = start + int(reply.headers["Content-Length"] or 0)
             with open(part, "ab" if start else "wb") as f, _bar(
-                    desc=file.name, total=total, initial=start, unit="B", unit_scale=True) as bar:
+                    desc=file.name, total=total, initial=start, unit="B", unit_scale=True) as progress:
                 while block := reply.read(1 << 18):
-                    bar.update(f.write(block))
+                    progress.update(f.write(block))
         if part.stat().st_size < total:
             raise OSError(f"broke off at {part.stat().st_size} of {total} bytes")
     except (OSError, http.client.HTTPException) as e:

@@ -196,12 +196,12 @@ def answered(policy, judge: Judge, examples: list[data.Example], question: str, 
         return [made.get(e.id) or {"id": e.id, "unreadable": next(bad)} for e in batch]
 
     size = max(1, rows // n)
-    with tqdm(total=len(examples), initial=first, desc=label, unit="image", leave=False) as bar:
+    with tqdm(total=len(examples), initial=first, desc=label, unit="image", leave=False) as progress:
         while first < len(examples):
             batch = examples[first:(first // size + 1) * size]  # the same batches wherever it starts
             yield records(batch)
             first += len(batch)
-            bar.update(len(batch))
+            progress.update(len(batch))
 
 
 def evaluate(*args, **kwargs) -> dict:

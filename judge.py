@@ -65,7 +65,7 @@ _ORDERS = re.compile(
     r"|\b(?:ground truth|the label|(?:true|right|correct|reference|same) (?:answer|label)|system prompt)\b")
 is_refusal = re.compile(  # of a normalised answer that names nothing: "none", "i don t know"
     r"(?:.*\b(?:i|am|m|is|s|have|ve) )?(?:an? )?(?:nothing|n a|null|idk|abstain|dunno|give up|not applicable"
-    r"|no (?:answer|label)"
+    r"|no (?:answer|label|comment)|beats me|who knows"
     r"|(?:un(?:known|clear|sure|certain|identified|identifiable|recogni[sz]able|specified|determined)"
     r"|indeterminate)(?: (?:object|image|species|type|kind|class|category))?)"
     r"|none(?: of .*)?|insufficient .*|(?:.* )?too (?:blurry|blurred|dark|small|far away)"

@@ -268,9 +268,8 @@ def update(policy, optimizer, groups: list, advantages: torch.Tensor, config: Co
 
     minibatches = []  # (micro-batches of group numbers, denominator over all processes)
     for members in chunks(list(range(len(groups))), config.minibatch):
-        answers = len(members) * advantages.shape[1]
-        denominator = {"token-mean": sum(tokens[i] for i in members), "seq-mean-token-mean": answers,
-                       "seq-mean-token-sum-norm": answers * config.max_new_tokens}[loss["mode"]]
+        denominator = (sum(tokens[i] for i in members) if loss["mode"] == "token-mean" else
+                       len(members) * advantages.shape[1] * config.max_new_tokens)
         # without KL equal rewards teach nothing; their tokens stay in the denominator
         members = [i for i in members if groups[i] is not None and (config.beta or advantages[i].any())]
         minibatches.append((chunks(members, config.micro_batch), denominator))
@@ -519,8 +518,8 @@ def main(argv: list[str] | None = None) -> Path:
             sample_line(step, record | {"categories": group, "rewards": group_rewards(group, config)}, config)
             for record, group in zip(seen["records"], seen["groups"]) if len(group) == config.n])
 
-    bar = tqdm(total=steps, initial=max(done, 0), desc="train", unit="step", dynamic_ncols=True,
-               disable=RANK > 0)
+    progress = tqdm(total=steps, initial=max(done, 0), desc="train", unit="step", dynamic_ncols=True,
+                    disable=RANK > 0)
     try:
         if done < 0 and RANK == 0:
             append(run / "log.jsonl", [{"step": 0} | validate() | {"mem/peak_gb": _peak_gb()}])
@@ -600,12 +599,12 @@ def main(argv: list[str] | None = None) -> Path:
                 show(step)
             append(run / "log.jsonl", [line])
             save_state(run, policy, optimizer, step)
-            bar.update()
+            progress.update()
             watched = [k for k in ("reward", "correctness", "specificity", "malformed") if k in line]
-            bar.set_postfix({k: f"{line[k]:.2f}" for k in watched}
-                            | {"tok/s": f"{line['time/tokens_per_s']:.0f}"}
-                            | {k: line[k] for k in ("judge_errors", "unreadable") if line[k]})
-        bar.close()
+            progress.set_postfix({k: f"{line[k]:.2f}" for k in watched}
+                                 | {"tok/s": f"{line['time/tokens_per_s']:.0f}"}
+                                 | {k: line[k] for k in ("judge_errors", "unreadable") if line[k]})
+        progress.close()
         if RANK > 0:
             return run
         save_adapter(policy.model, run / "adapter", policy.name)
@@ -626,7 +625,7 @@ def main(argv: list[str] | None = None) -> Path:
                  "lower --micro-batch or --rows, or --checkpointing; or start another run with a lower "
                  "--max-pixels, --max-new-tokens or --n")
     finally:
-        bar.close()
+        progress.close()
     print(comparison(results, config.data.split(",")))
     print(f"everything about this run is in {run}")
     return run

@@ -440,7 +440,8 @@ def test_an_a_with_a_dash_is_no_article(truth, answer, verdict):
 
 
 @pytest.mark.parametrize("answer", ["an unknown species", "not known", "I dunno", "I give up", "too blurry",
-                                    "the image is too dark", "I cannot provide an answer"])
+                                    "the image is too dark", "I cannot provide an answer", "Who knows?",
+                                    "beats me"])
 def test_more_refusals(answer):
     assert is_refusal(normalize_label(answer)) and TAXONOMY([("larus", answer)]) == [A]
 
