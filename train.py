@@ -334,10 +334,11 @@ def start_processes() -> None:
     if WORLD > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "nccl" if torch.cuda.is_available() else "gloo"
         # the first process validates alone: the others must not take its silence for death
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=12))
-        # a process that leaves with gloo's threads alive now and then aborts, and takes the others with it
-        atexit.register(dist.destroy_process_group)
+        dist.init_process_group(backend, timeout=timedelta(hours=12))
+        if backend == "gloo":  # a thread of it that frees a tensor while Python ends would abort the process
+            atexit.register(dist.destroy_process_group)
 
 
 def gather(items: list) -> list:
