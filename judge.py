@@ -46,7 +46,8 @@ def normalize_label(text: str) -> str:
 _SEVERAL = [re.compile(pattern, re.I | re.S) for pattern in (
     r"(?:(?<![^\W_])(?<!['’])|_)(?:or|vs)(?:\b|_)",  # no "coq d'or"
     r"[^\W\d_]{3,}\s*/\s*[^\W\d_]{3,}|\d\d\s*/\s*(?:\d{3}|[a-z]+-?\d)",  # "737/747", no "F/A-18"
-    r"\w\W*(?:,(?!\d|\s*(?:19|20)\d\d\b)|[;|\n•、，；])\W*\w",  # a list, but not "1,000", "TT Coupe, 2012"
+    # a list, but not "1,000", "TT Coupe, 2012", "northern cardinal, male"
+    r"\w\W*(?:,(?!\d|\s*(?:19|20)\d\d\b|\s*(?:(?:fe)?male|adult|juvenile)\W*$)|[;|\n•、，；])\W*\w",
     r"\w\s*(?:>|→|->|=>|»|::)\s*\w"  # every rank at once, but not "species: robin"
     r"|\b(?!(?:aircraft|answer|breed|dish|family|genus|kind|make|model|name|species|type)\b)\w+\s*:\s+\w"
     r"|\bmake\b.*\bmodel\b.*\bvariant\b"

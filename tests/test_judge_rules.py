@@ -21,6 +21,7 @@ GAMES = [
     # several labels
     "robin or cardinal", "a robin, or maybe a cardinal", "either robin or wren", "robin OR cardinal",
     "robin and/or wren", "robin/cardinal", "robin / cardinal / wren", "robin, cardinal, wren", "robin,wren",
+    "robin, male wren", "robin, wren, male", "robin, adult, wren",
     "robin, (wren)", "robin; wren", "robin | wren", "robin\nwren", "- robin\n- wren", "robin • wren",
     "robin、wren", "robin，wren", "747, 777", "737-200, 737-300", "737/747", "F-15/F-16", "A320/A321",
     # every rank at once
@@ -77,6 +78,7 @@ NAMES = [
     "judge's gavel", "say's phoebe", "mark of the beast moth", "red label whisky", "print rug",
     "crème brûlée", "鳥", "Boeing 737 MAX 8", "Eurofighter Typhoon", "robin.", "- robin", '"robin"', "*robin*",
     "robin\n", "robin,", " ".join(["red"] * 16), "Mercedes-Benz E-Class Sedan 2012", "Type A / B",
+    "Northern cardinal, male", "house finch, female.",
     # refusals, however punctuated
     "none", "I don't know, sorry", "I cannot tell, the picture is too dark", "unknown", "N/A",
     "unable to classify the specific breed", "I can't say which specific bird it is",
