@@ -62,13 +62,11 @@ def question_for(prompt: str, names: list[str]) -> str:
     return prompts[prompt]
 
 
-def load_judge(name: str, options=None, device="cpu") -> Judge:
+def load_judge(name: str, options, device) -> Judge:
     """"taxonomy" (the embedded world's tree), or what judge.open_judge knows. options: the command line's
     judge_... settings."""
     if name == "taxonomy":
         return TaxonomyJudge(toy.parents())
-    if options is None:
-        return open_judge(name, device=device)
     cache = None if options.judge_cache == "none" else Path(options.judge_cache).expanduser()
     return open_judge(name, options.judge_model, options.judge_prompt, options.judge_key_file, cache, device)
 
@@ -129,6 +127,15 @@ def write_json(path, value) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def append(path: Path, lines: list[dict]) -> None:
+    """A JSON object a line, on disk when it returns."""
+    try:
+        with path.open("a", encoding="utf-8") as f:
+            f.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    except OSError as e:
+        raise OSError(f"cannot write {path}: {e.strerror}") from None
 
 
 def category_name(category) -> str:
@@ -239,17 +246,6 @@ def before_and_after(policy, judge: Judge, tests: dict[str, list], question: str
 
 def answers_file(out: str) -> Path:
     return Path(out.removesuffix(".json") + ".jsonl")
-
-
-def append(file: Path, arguments: dict, records: list[dict]) -> None:
-    """A line a record, on disk when it returns; the file's first line says what they are answers to."""
-    head = [] if file.exists() and file.stat().st_size else [{"arguments": arguments}]
-    try:
-        with file.open("a", encoding="utf-8") as f:
-            f.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in head + records))
-    except OSError as e:
-        raise OSError(f"cannot write {file}: {e.strerror}; what is written stands, the same command goes on"
-                      ) from None
 
 
 def written(file: Path, arguments: dict):
@@ -382,8 +378,9 @@ def measure(args, load, question: str, judge_name: str, settings: dict, told: di
                 if errors and left and len(verdicts) < 16:
                     continue
                 trust(judge, errors, len(verdicts), 0.5, "answers")
-                if file:
-                    append(file, told, [place | r for r in new])
+                if file:  # whose first line says what these are answers to
+                    head = [] if file.exists() and file.stat().st_size else [{"arguments": told}]
+                    append(file, head + [place | r for r in new])
                 for record in new:
                     tally.add(record)
                 new = []
@@ -460,13 +457,16 @@ def run(args) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
-    kept = "; what is written stands, the same command goes on" if args.out and not args.image else ""
     try:
         run(args)
-    except (ValueError, OSError) as e:
+    except ValueError as e:
         sys.exit(f"evaluate.py: {first_line(e)}")
-    except (KeyboardInterrupt, JudgeFailed, torch.cuda.OutOfMemoryError) as e:
-        sys.exit(f"evaluate.py: {'stopped' if isinstance(e, KeyboardInterrupt) else first_line(e)}{kept}")
+    except (OSError, KeyboardInterrupt, JudgeFailed, torch.cuda.OutOfMemoryError) as e:
+        why = "stopped" if isinstance(e, KeyboardInterrupt) else first_line(e)
+        # an OSError may be a mistake in this command, unless it came as far as to write
+        if args.out and not args.image and (answers_file(args.out).exists() or not isinstance(e, OSError)):
+            why += "; what is written stands, the same command goes on"
+        sys.exit(f"evaluate.py: {why}")
 
 
 if __name__ == "__main__":

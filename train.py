@@ -38,8 +38,9 @@ from tqdm import tqdm
 
 import data
 import report
-from evaluate import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, ask, before_and_after, category_name,
-                      evaluate, first_line, is_toy, load_judge, load_policy, question_for, trust, write_json)
+from evaluate import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, append, ask, before_and_after,
+                      category_name, evaluate, first_line, is_toy, load_judge, load_policy, question_for,
+                      trust, write_json)
 from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, masked_mean, policy_loss
 from judge import JUDGE_ERROR, judge_groups
 from lora import add_lora, adapters_off, lora_state, save_adapter, set_lora_state
@@ -361,11 +362,6 @@ def sum_gradients(parameters: list) -> None:
 
 # ------------------------------------------------------------------------------------------------------------
 # Files
-
-
-def append(path: Path, lines: list[dict]) -> None:
-    with path.open("a", encoding="utf-8") as f:
-        f.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def sample_line(step: int, entry: dict, config: Config) -> dict:

@@ -86,7 +86,8 @@ def run_one(method: str, seed: int, split: str, out: Path, options: list[str]) -
     import data
     import toy
     import train
-    from evaluate import evaluate, load_judge, load_policy, question_for, write_json
+    from evaluate import evaluate, load_policy, question_for, write_json
+    from judge import TaxonomyJudge
     adapter, file = None, file_of(out, method, seed, split)
     if method not in UNTRAINED:
         {"shuffled": deal_rewards, "permuted": deal_verdicts}.get(method, lambda _: None)(train)
@@ -98,7 +99,7 @@ def run_one(method: str, seed: int, split: str, out: Path, options: list[str]) -
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
             train.main(["--data", "toy-bird", "--seed", str(seed), "--out", str(folder), "--eval-every", "0",
                         *METHODS[method], *options])
-    policy, judge = load_policy("toy", seed, adapter=adapter), load_judge("taxonomy")
+    policy, judge = load_policy("toy", seed, adapter=adapter), TaxonomyJudge(toy.parents())
     question = question_for("specific" if method == "specific" else "base", ["toy"])
     many = method == "best of 64"
     results = {}

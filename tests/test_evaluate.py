@@ -14,7 +14,8 @@ import evaluate as ev
 import metrics
 import lora
 import policy as policies
-from judge import JUDGE_ERROR
+import toy
+from judge import JUDGE_ERROR, TaxonomyJudge
 from reward import Category as C
 from rollout import PROMPTS
 
@@ -65,7 +66,7 @@ def test_evaluate_by_hand(checkpoint, cub, monkeypatch):
 
 
 def test_batches_change_nothing(checkpoint, cub, tree):
-    policy, judge = policies.load(checkpoint, max_pixels=3136), ev.load_judge(tree)
+    policy, judge = policies.load(checkpoint, max_pixels=3136), TaxonomyJudge.from_json(tree)
     examples = data.load("cub", "test", cub)
     args = policy, judge, examples, "what?", 2, 1.0, 8
     whole = ev.evaluate(*args)["records"]
@@ -319,7 +320,7 @@ def test_no_more_than_two_batches_of_answers_are_in_memory(monkeypatch, tmp_path
 
 def test_a_judge_that_is_gone_stops_it_and_is_no_result(monkeypatch, tmp_path):
     argv = ["--data", "toy-bird", "--n", "8", "--rows", "16", "--out", tmp_path / "out.json"]
-    real = ev.load_judge("taxonomy")
+    real = TaxonomyJudge(toy.parents())
     calls = []
 
     def dying(pairs):
@@ -342,7 +343,7 @@ def test_difference_to_the_first_over_what_both_could_judge(monkeypatch, tmp_pat
     def change(e, adapter, answers):
         return [e.label if "one" in adapter else "???" if e.id == ids[3] else e.domain]
 
-    real = ev.load_judge("taxonomy")
+    real = TaxonomyJudge(toy.parents())
     monkeypatch.setattr(ev, "load_judge", lambda *_: lambda pairs: [
         None if a == "???" else v for (_, a), v in zip(pairs, real(pairs))])
     run(monkeypatch, "--data", "toy-bird", "--adapter", *adapters, "--out", tmp_path / "out.json",
@@ -496,11 +497,31 @@ def test_a_full_disk_ends_in_one_line(monkeypatch, tmp_path):
     class Full:
         def open(self, *mode, **options):
             raise OSError(28, "No space left on device")
-        exists = staticmethod(lambda: False)
         __str__ = staticmethod(lambda: "x.jsonl")
 
-    with pytest.raises(OSError, match="cannot write x.jsonl: No space left.*the same command goes on"):
-        ev.append(Full(), {}, [])
+    with pytest.raises(OSError, match="cannot write x.jsonl: No space left"):
+        ev.append(Full(), [])
+
+
+@pytest.mark.parametrize("whole_batches", [0, 2])
+def test_what_is_said_to_stand_stands(monkeypatch, tmp_path, whole_batches):
+    real, calls = ev.append, []
+
+    def full(path, lines):
+        calls.append(path)
+        if len(calls) > whole_batches:
+            raise OSError(f"cannot write {path}: No space left on device")
+        real(path, lines)
+
+    argv = ["--data", "toy-bird", "--rows", "4", "--out", tmp_path / "out.json"]
+    monkeypatch.setattr(ev, "append", full)
+    with pytest.raises(SystemExit) as e:
+        run(monkeypatch, *argv)
+    goes_on = "; what is written stands, the same command goes on"
+    assert str(e.value) == (f"evaluate.py: cannot write {tmp_path / 'out.jsonl'}: No space left on device"
+                            + goes_on * bool(whole_batches))
+    monkeypatch.setattr(ev, "append", real)
+    assert len(run(monkeypatch, *argv)) == 3 - whole_batches
 
 
 def test_comparison_averages_the_unseen_sets_own_figures():
