@@ -20,9 +20,7 @@ Where this departs from the paper and from lmms-owc:
 
 import argparse
 import hashlib
-import json
 import math
-import os
 import re
 import sys
 from contextlib import nullcontext
@@ -33,69 +31,28 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer
 
 import data
-import policy as policies
-import toy
-from judge import (JUDGE_ERROR, Judge, TaxonomyJudge, add_arguments, judge_groups, normalize_label,
-                   open_judge)
-from lora import adapter_config, adapters_off, load_adapter
-from metrics import Tally, means_over, measured, similarity, table, text_inclusion
+from judge import JUDGE_ERROR, Judge, add_arguments, judge_groups, normalize_label
+from lora import adapter_config, adapters_off
+from metrics import Tally, means_over, measured, similarity, text_inclusion
 from reward import Category
 from rollout import PROMPTS, Group, sample
-
-MODEL, JUDGE = "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen3-4B-Instruct-2507"
-VERDICTS = "~/.cache/speciarl/verdicts.sqlite"
-TOY_SETS = [f"toy-{domain}" for domain in toy.DOMAINS]
-
-# ------------------------------------------------------------------------------------------------------------
-# What the command lines of evaluate.py and train.py share
-
-
-def is_toy(names: list[str]) -> bool:
-    return all(name == "toy" or name.startswith("toy-") for name in names)
-
-
-def question_for(prompt: str, names: list[str]) -> str:
-    """The question's text; the embedded world's policy knows a few words only and has its own wording."""
-    prompts = toy.PROMPTS if is_toy(names) else PROMPTS
-    if prompt not in prompts:
-        raise ValueError(f"unknown prompt {prompt!r}: choose one of {', '.join(prompts)}")
-    return prompts[prompt]
-
-
-def load_judge(name: str, options, device) -> Judge:
-    """"taxonomy" (the embedded world's tree), or what judge.open_judge knows. options: the command line's
-    judge_... settings."""
-    if name == "taxonomy":
-        return TaxonomyJudge(toy.parents())
-    cache = None if options.judge_cache == "none" else Path(options.judge_cache).expanduser()
-    return open_judge(name, options.judge_model, options.judge_prompt, options.judge_key_file, cache, device)
-
-
-class JudgeFailed(Exception):
-    """Too large a share of verdicts is missing to go on."""
-
-
-def trust(judge: Judge, failed: int, total: int, most: float, what: str) -> None:
-    """Raises JudgeFailed where more than the share `most` has no verdict."""
-    if failed > most * total:
-        why = getattr(judge, "last_error", "")
-        raise JudgeFailed(f"the judge failed on {failed} of {total} {what}" + (f" ({why})" if why else ""))
-
-
-def load_policy(name: str, seed: int = 0, adapter=None, max_pixels: int | None = None) -> policies.Policy:
-    """"toy" (the embedded world's base policy of that seed), or a checkpoint from a folder or the hub; with
-    the adapter in that folder if one is given. On a GPU in bfloat16; on a CPU, and the small one anywhere, in
-    float32."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_float32_matmul_precision("highest")
-    dtype = torch.bfloat16 if device == "cuda" and name != "toy" else torch.float32
-    path = toy.base_policy(seed) if name == "toy" else name
-    if name == "toy" and device == "cpu":
-        torch.set_num_threads(1)  # so small a model that threads would only wait for each other
-    policy = policies.load(path, device, dtype, max_pixels)
-    if adapter is not None:
-        load_adapter(policy.model, adapter)
-    return policy
+from support.answers import answers_file, written
+from support.command_line import first_line
+from support.files import append, write_json
+from support.opening import (
+    JUDGE,
+    MODEL,
+    TOY_SETS,
+    VERDICTS,
+    JudgeFailed,
+    is_toy,
+    load_judge,
+    load_policy,
+    question_for,
+    trust,
+)
+from support.tables import table
+from toy import captions
 
 
 def ask(policy, examples: list[data.Example], question: str, answer=sample,
@@ -111,31 +68,6 @@ def ask(policy, examples: list[data.Example], question: str, answer=sample,
             unreadable.append(str(e))
     ids = [e.id for e in read]
     return read, answer(policy, images, ids, question, **kwargs) if read else [], unreadable
-
-
-def first_line(e: BaseException) -> str:
-    """What an error says, as the one line that a user's mistake ends in."""
-    if isinstance(e, torch.cuda.OutOfMemoryError):
-        return "out of GPU memory: lower --rows, --max-pixels, --max-new-tokens or --n"
-    return (str(e).splitlines() or [type(e).__name__])[0]
-
-
-def write_json(path, value) -> None:
-    """Whole or not at all: a killed run leaves the old file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def append(path: Path, lines: list[dict]) -> None:
-    """A JSON object a line, on disk when it returns."""
-    try:
-        with path.open("a", encoding="utf-8") as f:
-            f.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    except OSError as e:
-        raise OSError(f"cannot write {path}: {e.strerror}") from None
 
 
 def category_name(category) -> str:
@@ -240,38 +172,6 @@ def before_and_after(policy, judge: Judge, tests: dict[str, list], question: str
     return results
 
 
-# ------------------------------------------------------------------------------------------------------------
-# Records on disk
-
-
-def answers_file(out: str) -> Path:
-    return Path(out.removesuffix(".json") + ".jsonl")
-
-
-def written(file: Path, arguments: dict):
-    """Yields the records that the same command wrote before, one at a time; a last line that a kill left
-    half-written is cut off. Raises ValueError naming what differs, or the line that is no record."""
-    end = 0
-    with file.open("r+b") if file.exists() else nullcontext([]) as f:
-        for number, line in enumerate(f, 1):
-            if not line.endswith(b"\n"):
-                f.truncate(end)
-                return
-            end += len(line)
-            try:
-                value = json.loads(line)
-                before = value["id"] if number > 1 else dict(value["arguments"])
-            except (ValueError, TypeError, KeyError):
-                raise ValueError(f"{file}, line {number} is no record of an evaluation") from None
-            if number > 1:
-                yield value
-                continue
-            changed = "; ".join(f"{name} was {str(before.get(name)):.60}, now {str(now):.60}"
-                                for name, now in arguments.items() if before.get(name) != now)
-            if changed:
-                raise ValueError(f"{file} holds the answers to another command: {changed}")
-
-
 def answer_pictures(policy, paths: list[str], question: str, n: int, temperature: float, **kwargs) -> None:
     """Prints the greedy answer to each picture, then N sampled ones."""
     examples = [data.Example(path, "", "", lambda path=path: data.read_image(path)) for path in paths]
@@ -309,7 +209,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--adapter", nargs="+", default=["none"], metavar="DIR",
                    help="adapters or runs, compared with the first; none = the base (default)")
     p.add_argument("--prompt", default="base", help=f"the question: {', '.join(PROMPTS)}; in the "
-                   f"embedded world {', '.join(toy.PROMPTS)} (default: base)")
+                   f"embedded world {', '.join(captions.PROMPTS)} (default: base)")
     p.add_argument("--n", type=int, default=1,
                    help="answers an image (default: 1); above 1 with the best of 1, 2, 4, ...")
     p.add_argument("--temperature", type=float, help="default: 0 (greedy) for n = 1, else 1")

@@ -14,22 +14,14 @@ Where this departs from the official release:
 
 import argparse
 import copy
-import hashlib
-import json
 import os
-import random
 import re
-import sqlite3
 import sys
-import time
 import unicodedata
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from reward import Category, dynamic_bar, speciarl_rewards
+from reward import Category
 
 Pair = tuple[str, str]  # (truth, answer)
 Judge = Callable[[Sequence[Pair]], list[Category | None]]
@@ -40,6 +32,19 @@ def normalize_label(text: str) -> str:
     text = unicodedata.normalize("NFC", text).lower()
     kinds = map(unicodedata.category, text)
     return " ".join("".join(c if k[0] in "LN" or k == "Pd" else " " for c, k in zip(text, kinds)).split())
+
+
+# A closed <think> block is skipped whole; an unclosed one hides nothing, as in the official release.
+_ANSWER = re.compile(r"<think>.*?</think>|<answer>(.*?)</answer>", re.DOTALL)
+
+
+def parse_answer(text: str) -> str | None:
+    """The first <answer>...</answer> outside closed <think> blocks, stripped. None (malformed) where there is
+    none or it holds no letter or number. Tags are case-sensitive."""
+    for match in _ANSWER.finditer(text):
+        if match[1] is not None:
+            return match[1].strip() if any(c.isalnum() for c in match[1]) else None
+    return None
 
 
 # ---- Answers that play for a verdict
@@ -160,63 +165,6 @@ def judge_groups(judge: Judge, truths: Sequence[str], groups: Sequence[Sequence[
         raise ValueError(f"the judge returned {len(verdicts)} verdicts for {len(pairs)} pairs")
     rungs = iter([JUDGE_ERROR if v is None else Category(v) for v in verdicts])
     return [[None if a is None else next(rungs) for a in group] for group in groups]
-
-
-def _fold(name: str) -> str:
-    """A normalised name without article, dashes and plural: "the red-winged hawks" -> "red winged hawk"."""
-    name = " ".join(re.split(r"[\s‐-―-]+", re.sub(r"^(?:an?|the|some) (?=.)", "", name)))  # but "a-10"
-    name = re.sub(r"ies?$", "y", name)
-    return re.sub(r"(?:(?<=[sxzo])|(?<=[cs]h))es?$|(?<![sui])s$", "", name)  # "rose", "roses": "ros"
-
-
-class TaxonomyJudge(_Settled):
-    """Exact verdicts from a tree of names; case, articles, dashes and regular plurals don't matter.
-
-    parents: name -> parent, None or no entry for a root. synonyms: other name -> name in the tree. The truth
-    or its synonym is Specific; a refusal that is no name in the tree Abstain; a root above the truth Generic;
-    its parent Less Specific; any higher Generic; below the truth More Specific; the rest Wrong. A truth that
-    the tree does not hold can only be matched or refused. Raises ValueError for a tree with a circle."""
-    last_error = "a truth that the tree does not hold"
-
-    def __init__(self, parents: Mapping[str, str | None], synonyms: Mapping[str, str] | None = None):
-        tree = {normalize_label(n): normalize_label(p or "") for n, p in parents.items()}
-        exact = {normalize_label(n): normalize_label(s) for n, s in (synonyms or {}).items()}
-        self.paths, folded = {}, {}  # a name's path to its root
-        for name in {*tree, *tree.values()} - {""}:
-            path = self.paths[name] = [name]
-            while above := tree.get(path[-1]):
-                if above in path:
-                    raise ValueError(f"the taxonomy has a circle through {above!r}")
-                path.append(above)
-            exact[name] = name
-        for name, meant in exact.items():  # two names that fold alike are known in full only
-            folded[_fold(name)] = meant if folded.get(_fold(name), meant) == meant else None
-        self.meant, self.key = folded | exact, repr([parents, synonyms])
-
-    @classmethod
-    def from_json(cls, path) -> "TaxonomyJudge":
-        """A file {"parents": {name: parent or null}, "synonyms": {other name: name}}; no synonyms is fine."""
-        try:
-            tree = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls(tree["parents"], tree.get("synonyms"))
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
-            raise ValueError(f'{path}: expected {{"parents": {{name: parent or null}}}} ({e!r})') from None
-
-    def _ask(self, clean: Sequence[Pair]) -> list[Category | None]:
-        return [self._look_up(*pair) for pair in clean]
-
-    def _look_up(self, truth: str, answer: str) -> Category | None:
-        refuses = is_refusal(answer)
-        truth, answer = (self.meant.get(n) or self.meant.get(_fold(n)) or _fold(n) for n in (truth, answer))
-        if answer == truth:
-            return Category.SPECIFIC
-        if refuses and answer not in self.paths:
-            return Category.ABSTAIN
-        if truth not in self.paths:
-            return None
-        if answer in (path := self.paths[truth]):
-            return Category.LESS_SPECIFIC if answer == path[1] != path[-1] else Category.GENERIC
-        return Category.MORE_SPECIFIC if truth in self.paths.get(answer, ()) else Category.WRONG
 
 
 # ---- What a language model is asked
@@ -362,146 +310,15 @@ class LLMJudge(_Settled):
         return [row[len(self._prefix):] for row in rows[:-1]]
 
 
-class ServerJudge(_Settled):
-    """A chat model behind an OpenAI-compatible endpoint, `workers` requests at a time, standard library only.
-
-    The key comes from key_file or from JUDGE_API_KEY in the environment and is kept nowhere else. The six
-    categories are offered as a constrained choice (vLLM's fields). A reply has about `timeout` seconds and
-    `retries` more tries after growing pauses (or the server's Retry-After, 30 s at most); then there is no
-    verdict, and last_error says why. As many failures in a row as there are workers, or a refused key, end a
-    call. Raises ValueError for an address that is no http(s) URL or holds a password."""
-    def __init__(self, url: str, model: str, key_file: str | None = None, prompt: str = "detailed",
-                 timeout: float = 30.0, retries: int = 2, workers: int = 16, pause: float = 0.5):
-        if not re.fullmatch(r"https?://([\w.-]+|\[[\da-f:.]+\])(:[1-6]?\d{1,4})?(/[^?#@\s]*)?", url):
-            raise ValueError("the judge's address must be http(s)://host[:port][/path], no password in it")
-        if not model:
-            raise ValueError("a judge behind a server needs the model's name there: --judge-model NAME")
-        secret = (Path(key_file).read_text() if key_file else os.environ.get("JUDGE_API_KEY", "")).strip()
-        if key_file and not secret or re.search(r"[^!-~]|[\\'\"]", secret):  # an error would quote it
-            raise ValueError("the judge's key must be one word of ASCII characters without quotes")
-        base = url.rstrip("/")
-        if not base.endswith("/chat/completions"):
-            base += ("" if re.search(r"/v\d+$", base) else "/v1") + "/chat/completions"
-        self.url = base
-        self.model, self.prompt, self.timeout, self.retries = model, load_prompt(prompt), timeout, retries
-        self.workers, self.pause, self._constrain, self._failed = workers, pause, True, 0
-        self.key = repr(["server", model, self.prompt])
-        self._headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-        self._opener = urllib.request.OpenerDirector()  # follows no redirect, which would take the key along
-        for handler in ("ProxyHandler", "HTTPHandler", "HTTPSHandler"):
-            self._opener.add_handler(getattr(urllib.request, handler)())
-
-    def _ask(self, clean: Sequence[Pair]) -> list[Category | None]:
-        self._failed = 0
-        with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self._one, clean))
-
-    def _one(self, pair: Pair) -> Category | None:
-        asked = 0  # seconds that the server wants to be left alone
-        for attempt in range(self.retries + 1):
-            if self._failed >= self.workers:
-                return None
-            time.sleep(max(asked, self.pause * 2 ** (attempt - 1)) if attempt else 0)
-            try:
-                verdict, self._failed = self._request(pair, self._constrain), 0
-                return verdict
-            except OSError as e:
-                why, asked = str(e), getattr(e, "asked", 0)
-            except Exception as e:
-                why = f"the reply is no chat completion: {type(e).__name__}: {e}"
-            for header in self._headers.values():  # a server may echo its request
-                why = why.replace(header[7:], "***")
-            self.last_error = " ".join(why.split())[:200]
-        self._failed += 1
-
-    def _request(self, pair: Pair, constrain: bool) -> Category:
-        """One reply's verdict; raises OSError for another status than 200 and for words without a verdict."""
-        body = {"model": self.model, "messages": chat(self.prompt, pair), "temperature": 0,
-                "max_tokens": 16 if constrain else 512}  # unconstrained it may think first
-        if constrain:
-            names = list(_BY_NAME)
-            body |= {"guided_choice": names, "structured_outputs": {"choice": names}}  # older and newer vLLM
-        headers = self._headers | {"Content-Type": "application/json"}
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
-        reply, end = b"", time.monotonic() + self.timeout
-        with self._opener.open(request, timeout=self.timeout) as response:
-            while chunk := response.read1(65536):
-                reply += chunk
-                if time.monotonic() > end or len(reply) > 1_000_000:  # dripping bytes reset no clock
-                    raise TimeoutError("the reply did not end in time, or is too long")
-        if response.status in (400, 422) and constrain:
-            verdict = self._request(pair, False)
-            self._constrain = False  # it was the constraint, not this pair, that the server refused
-            return verdict
-        if response.status in (401, 403, 404):  # no retry mends a wrong key or address
-            self._failed = self.workers
-        if response.status != 200:
-            error = OSError(f"HTTP {response.status} {response.reason} {reply.decode(errors='replace')}")
-            after = response.headers.get("Retry-After", "")
-            error.asked = min(int(after), 30) if after.isdecimal() else 0
-            raise error
-        words = json.loads(reply)["choices"][0]["message"]["content"]
-        if isinstance(words, list):  # parts, of which thoughts are no reply
-            words = " ".join(part["text"] for part in words if part["type"] == "text")
-        if (verdict := parse_category(str(words))) is None:
-            raise OSError(f"no verdict in the reply {words!r}")
-        return verdict
-
-
-class CachedJudge(_Settled):
-    """A judge behind a SQLite file of verdicts by (judge.key, truth, answer), normalised; no errors.
-
-    Safe for several processes and kill -9: each call's verdicts are one transaction. A file that is no sound
-    database is set aside with a warning. hits, misses: distinct pairs so far."""
-    def __init__(self, judge: Judge, path):
-        self.judge, self.path, self.hits, self.misses = judge, Path(path), 0, 0
-        self.key = hashlib.sha256(judge.key.encode()).hexdigest()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._run("", [])  # a path that can't be is met now
-
-    def _ask(self, clean: Sequence[Pair]) -> list[Category | None]:
-        found = self._run("SELECT category FROM verdicts WHERE judge = ? AND truth = ? AND answer = ?", clean)
-        known = {p: _BY_NAME[row[0]] for p, row in zip(clean, found) if row and row[0] in _BY_NAME}
-        missing = [pair for pair in clean if pair not in known]
-        self.hits, self.misses = self.hits + len(known), self.misses + len(missing)
-        ask = getattr(self.judge, "_ask", self.judge)  # prechecked and normalised already, once is enough
-        told = dict(zip(missing, ask(missing), strict=True)) if missing else {}
-        self.last_error = getattr(self.judge, "last_error", "")
-        new = [(*pair, c.label) for pair, c in told.items() if c is not None]
-        self._run("REPLACE INTO verdicts VALUES (?, ?, ?, ?)", new)
-        return [known.get(pair, told.get(pair)) for pair in clean]
-
-    def _inode(self) -> int | None:
-        with suppress(OSError):
-            return self.path.stat().st_ino
-
-    def _run(self, statement: str, rows: Sequence[tuple]) -> list:
-        """The statement's first result for each row of values, in one transaction."""
-        for last_try in (False, False, True):
-            before = self._inode()
-            try:
-                with closing(sqlite3.connect(self.path, timeout=60)) as db, db:
-                    db.execute("CREATE TABLE IF NOT EXISTS verdicts (judge TEXT, truth TEXT, answer TEXT, "
-                               "category TEXT, PRIMARY KEY (judge, truth, answer)) WITHOUT ROWID")
-                    return [db.execute(statement, (self.key, *row)).fetchone() for row in rows]
-            except sqlite3.DatabaseError as e:
-                moved = self._inode() != before  # another process set it aside just now: this is its new file
-                if last_try or not moved and isinstance(e, sqlite3.OperationalError):  # locked, or disk full
-                    raise OSError(f"the verdict cache {self.path}: {e}") from None
-                if not moved:
-                    aside = self.path.with_name(f"{self.path.name}.broken-{time.time_ns()}")
-                    with suppress(FileNotFoundError):
-                        os.replace(self.path, aside)
-                        print(f"warning: the verdict cache was broken ({e}), is now {aside}", file=sys.stderr)
-
-
 def open_judge(name: str, model: str | None = None, prompt: str | None = None, key_file: str | None = None,
                cache=None, device="cpu") -> Judge:
     """A judge by its name: a server's URL (with the model's name there), a taxonomy's JSON file, or a chat
     model; `cache`: a file to remember verdicts in. Raises ValueError or OSError."""
     if name.endswith(".json"):
+        from judges.taxonomy import TaxonomyJudge
         return TaxonomyJudge.from_json(name)  # faster than its cache would be
     if "://" in name:
+        from judges.server import ServerJudge
         judge = ServerJudge(name, model or "", key_file, prompt or "detailed")
     else:
         try:
@@ -509,50 +326,10 @@ def open_judge(name: str, model: str | None = None, prompt: str | None = None, k
         except Exception as e:  # whatever a broken folder or a missing package makes transformers say
             why = (str(e).strip().splitlines() or [type(e).__name__])[0]
             raise OSError(f"cannot load the judge {name!r}: {why}") from None
-    return CachedJudge(judge, cache) if cache else judge
-
-
-def audit(rows: Sequence[Mapping], verdicts: Sequence[Category | None], n: int = 8, draws: int = 5000) -> str:
-    """How far to trust a judge on labelled pairs, rows with ground_truth, prediction and category.
-
-    No verdict is a miss. balanced: mean recall of Wrong and of not Wrong. For the reward, groups of n rows
-    are drawn, and the bar and rewards by the labels compared with those by the verdicts."""
-    right = [_BY_NAME[row["category"]] for row in rows]
-    judged = [(r, v, row) for r, v, row in zip(right, verdicts, rows) if v is not None]
-    if not judged:
-        return f"{len(rows)} pairs, not one verdict"
-    table = [[sum((r, v) == (a, b) for r, v, _ in judged) for b in Category] for a in Category]
-    f1 = [2 * table[c][c] / (right.count(c) + sum(row[c] for row in table)) for c in set(right)]
-    wrong, kept = right.count(Category.WRONG), sum(sum(row[1:]) for row in table[1:])
-    recalls = [hit / of for hit, of in ((table[0][0], wrong), (kept, len(rows) - wrong)) if of]
-    rng, moved, flipped = random.Random(0), 0, 0
-    for _ in range(draws):
-        labels, seen, _ = zip(*rng.choices(judged, k=n))
-        moved += dynamic_bar(labels) != dynamic_bar(seen)
-        flipped += sum(a != b for a, b in zip(speciarl_rewards(labels), speciarl_rewards(seen)))
-    worst = sorted((j for j in judged if j[0] != j[1]), key=lambda j: -abs(j[0] - j[1]))[:10]
-    return "\n".join([
-        f"{len(rows)} pairs, {len(rows) - len(judged)} without a verdict",
-        f"accuracy {sum(table[c][c] for c in Category) / len(rows):.3f}, macro-F1 {sum(f1) / len(f1):.3f}, "
-        f"balanced wrong-versus-not {sum(recalls) / len(recalls):.3f}", "",
-        "labelled (down), judged" + "".join(f"{c.label:>14}" for c in Category),
-        *(f"{c.label:<23}" + "".join(f"{k:>14}" for k in table[c]) for c in Category), "",
-        f"in groups of {n}, drawn from these pairs, the bar moves in {moved / draws:.1%} of the groups and "
-        f"{flipped / (draws * n):.1%} of the rewards flip", "", "worst:",
-        *(f"  {j['ground_truth']} | {j['prediction']}: {r.label}, judged {v.label}" for r, v, j in worst)])
-
-
-def read_audit(path) -> list[dict]:
-    rows = []
-    for i, line in enumerate(Path(path).read_bytes().splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-            _BY_NAME[rows[-1]["category"]], rows[-1]["ground_truth"] + rows[-1]["prediction"] + ""
-        except (ValueError, LookupError, TypeError, RecursionError):
-            raise ValueError(f"{path}, line {i}: not JSON with ground_truth, prediction, category") from None
-    if not rows:
-        raise ValueError(f"{path} holds no pairs")
-    return rows
+    if cache:
+        from judges.cache import CachedJudge
+        return CachedJudge(judge, cache)
+    return judge
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -572,6 +349,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if not args.audit and not args.ask:
             raise ValueError("say what to do: --ask TRUTH ANSWER or --audit FILE")
+        if args.audit:
+            from judges.audit import audit, read_audit
         rows = read_audit(args.audit) if args.audit else []
         judge = open_judge(args.judge, args.judge_model, args.judge_prompt, args.judge_key_file)
         if args.ask:
@@ -591,4 +370,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    import judge
+    judge.main()

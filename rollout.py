@@ -16,7 +16,6 @@ Where this departs from the official release:
 """
 
 import hashlib
-import re
 import warnings
 from dataclasses import dataclass
 
@@ -24,13 +23,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import (DynamicCache, LogitsProcessor, LogitsProcessorList, StoppingCriteria,
-                          StoppingCriteriaList)
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
 
+from judge import parse_answer
 from policy import Policy, Prompt, decoder_inputs, encode
-
-DROP = 1 / 8  # share of the rows that must have ended before the others go on without them
+from support.decoding_cache import _Layer, _Thinned
 
 _FORMAT = ("Think about it first, between <think> and </think>. Then give nothing but its name between "
            "<answer> and </answer>, or None if you cannot name it at all.")
@@ -50,18 +48,6 @@ PROMPTS = {
     "max_specificity": f"{_QUESTION} Always commit to the finest kind there is a name for, even where you "
                        f"have to guess. {_FORMAT.partition(', or None')[0]}. None is no answer.",
 }
-
-# A closed <think> block is skipped whole; an unclosed one hides nothing, as in the official release.
-_ANSWER = re.compile(r"<think>.*?</think>|<answer>(.*?)</answer>", re.DOTALL)
-
-
-def parse_answer(text: str) -> str | None:
-    """The first <answer>...</answer> outside closed <think> blocks, stripped. None (malformed) where there is
-    none or it holds no letter or number. Tags are case-sensitive."""
-    for match in _ANSWER.finditer(text):
-        if match[1] is not None:
-            return match[1].strip() if any(c.isalnum() for c in match[1]) else None
-    return None
 
 
 def seed_for(*parts) -> int:
@@ -171,47 +157,6 @@ def stack(groups: list, pad_id: int) -> list[Tensor]:
     return [torch.stack([F.pad(x, (0, width - x.shape[1]), value=value) for x in rows]) for rows, value in (
         ([g.completions for g in groups], pad_id), ([g.mask for g in groups], False),
         ([g.logprobs for g in groups], 0.0))]
-
-
-class _Layer(DynamicLayer):
-    """A cache layer with room kept ahead, in which rows are dropped in place: the parent copies everything
-    for every token."""
-    room = None  # (2, rows, heads, capacity, dim): keys and values
-
-    def update(self, keys, values, *args, **kwargs):
-        if not self.is_initialized:                    # the prompt
-            self.lazy_initialization(keys, values)
-            self.keys, self.values = keys, values
-            return keys, values
-        rows, end = len(keys), self.get_seq_length() + keys.shape[2]
-        if self.room is None or self.room.shape[3] < end:
-            self.room = None
-            self.batch_select_indices(torch.arange(rows, device=keys.device))
-        self.room[:, :rows, :, end - keys.shape[2]:end] = torch.stack([keys, values])
-        self.keys, self.values = self.room[:, :rows, :, :end]
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices):
-        rows, length = len(indices), self.get_seq_length()
-        if self.room is None or rows > self.room.shape[1]:  # fork, or grow
-            both = torch.stack([self.keys[indices], self.values[indices]])
-            self.room = F.pad(both, (0, 0, 0, 64))
-        else:
-            moved = (indices != torch.arange(rows, device=indices.device)).nonzero()[:, 0]
-            self.room[:, moved, :, :length] = self.room[:, indices[moved], :, :length]
-        self.keys, self.values = self.room[:, :rows, :, :length]
-
-
-class _Thinned(StoppingCriteria):
-    """Ends `generate` once the share DROP of its rows has met an EOS; on the device, without waiting for
-    it."""
-
-    def __init__(self, eos: Tensor, rows: int):
-        self.eos, self.ended = eos, torch.zeros(rows, dtype=torch.bool, device=eos.device)
-
-    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
-        self.ended = self.ended | torch.isin(input_ids[:, -1], self.eos)
-        return self.ended | (self.ended.float().mean() >= DROP)
 
 
 @torch.inference_mode()

@@ -18,40 +18,60 @@ Where this departs from the official release (README says why):
 4. Only temperature shapes the sampled distribution, and the same distribution is scored.
 """
 
-import argparse
-import atexit
 import json
-import math
-import os
 import random
 import sys
 import time
-from dataclasses import asdict, dataclass, field, fields
-from datetime import timedelta
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
 import data
-import report
-from evaluate import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, append, ask, before_and_after,
-                      category_name, evaluate, first_line, is_toy, load_judge, load_policy, question_for,
-                      trust, write_json)
+from evaluate import ask, before_and_after, category_name, evaluate
 from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, masked_mean, policy_loss
 from judge import JUDGE_ERROR, judge_groups
-from lora import add_lora, adapters_off, lora_state, save_adapter, set_lora_state
-from metrics import average, comparison, group_figures
+from lora import adapters_off, add_lora, save_adapter
+from metrics import average, group_figures
 from policy import completion_logprobs, encode
 from reward import SCHEMES, Category, dynamic_bar, inject_noise, speciarl_rewards, static_rewards
 from rollout import Group, sample, seed_for, stack
+from support import report
+from support.command_line import (
+    ABOVE_0,
+    COUNT,
+    FINITE,
+    FROM_0,
+    GROUP,
+    SHARE,
+    check,
+    first_line,
+    flag,
+    option,
+    parser,
+)
+from support.files import append, write_json
+from support.opening import (
+    JUDGE,
+    MODEL,
+    TOY_SETS,
+    VERDICTS,
+    JudgeFailed,
+    is_toy,
+    load_judge,
+    load_policy,
+    question_for,
+    trust,
+)
+from support.processes import RANK, WORLD, gather, start_processes, sum_gradients
+from support.run_folder import load_state, save_state
+from support.step_log import _peak_gb, peak_gb
+from support.tables import comparison
 
 MAX_GRAD_NORM = 1.0  # official
-WORLD = int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets it
-RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
 
 MEMORY = {"micro_batch", "rows", "checkpointing"}  # a resumed run may change them; they only change rounding
 
@@ -62,20 +82,6 @@ LOSSES = {
                     mode="seq-mean-token-sum-norm"),
     "dapo": dict(beta=0.0, clip_low=0.2, clip_high=0.28, dual_clip=10.0, scale="std", mode="token-mean"),
 }
-
-
-# What an option may be: a test, and its words.
-COUNT = (lambda v: v >= 1, "at least 1")
-GROUP = (lambda v: v >= 2, "at least 2: a group of one has nothing to compare itself with")
-SHARE = (lambda v: 0 <= v <= 1, "in [0, 1]")
-FROM_0 = (lambda v: 0 <= v < math.inf, "0 or more")
-ABOVE_0 = (lambda v: 0 < v < math.inf, "above 0")
-FINITE = (math.isfinite, "a finite number")
-
-
-def option(default, help, source="", must=None, **argument):
-    return field(default=default,
-                 metadata={"help": help, "source": source, "must": must, "argument": argument})
 
 
 @dataclass
@@ -136,30 +142,9 @@ PRESETS = {"toy": dict(limit=1000, model="toy", judge="taxonomy", images_per_ste
 # Configuration
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(usage="%(prog)s [options]; --help lists them", description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
-    for f in fields(Config):
-        argument = dict(f.metadata["argument"])
-        if f.type is bool:
-            argument["action"] = argparse.BooleanOptionalAction
-        elif "type" not in argument:
-            argument["type"] = next(t for t in (int, float, str) if t.__name__ in str(f.type))
-        toy_value = f"toy {PRESETS['toy'][f.name]}" if f.name in PRESETS["toy"] else ""
-        notes = "; ".join(filter(None, [f"default {f.default}", toy_value, f.metadata["source"]]))
-        text = f"{f.metadata['help']} ({notes})".replace("%", "%%")
-        p.add_argument(flag(f.name), default=argparse.SUPPRESS, help=text, **argument)
-    return p
-
-
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def parse_config(argv: list[str] | None = None) -> tuple[Config, Path | None]:
     """The resolved configuration, and the folder to resume if any. Raises ValueError for what can't be."""
-    given = vars(parser().parse_args(argv))
+    given = vars(parser(Config, PRESETS, __doc__).parse_args(argv))
     folder = given.pop("resume")
     if "betas" in given:
         given["betas"] = tuple(given["betas"])
@@ -199,13 +184,6 @@ def parse_config(argv: list[str] | None = None) -> tuple[Config, Path | None]:
         config.out = "runs/" + "-".join(name)
     check(config)
     return config, None
-
-
-def check(config: Config) -> None:
-    for f in fields(Config):
-        value, must = getattr(config, f.name), f.metadata["must"]
-        if must and value is not None and not must[0](value):
-            raise ValueError(f"{flag(f.name)} must be {must[1]}, got {value}")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -328,39 +306,6 @@ def chunks(items: list, size: int) -> list[list]:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Several processes (torchrun): images are split over them, everything else each does alike
-
-
-def start_processes() -> None:
-    if WORLD > 1 and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        # the first process validates alone: the others must not take its silence for death
-        dist.init_process_group(backend, timeout=timedelta(hours=12))
-        if backend == "gloo":  # a thread of it that frees a tensor while Python ends would abort the process
-            atexit.register(dist.destroy_process_group)
-
-
-def gather(items: list) -> list:
-    """The lists of all processes as one; what every process holds after it is the same."""
-    if WORLD == 1:
-        return items
-    parts: list = [None] * WORLD
-    dist.all_gather_object(parts, items)
-    return [item for part in parts for item in part]
-
-
-def sum_gradients(parameters: list) -> None:
-    """Losses stand under the step's global denominator already, so gradients add up: one call an update."""
-    if WORLD > 1:
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-        dist.all_reduce(flat)
-        for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-            p.grad = part.view_as(p)
-
-
-# ------------------------------------------------------------------------------------------------------------
 # Files
 
 
@@ -375,71 +320,6 @@ def sample_line(step: int, entry: dict, config: Config) -> dict:
         if config.reward == "speciarl":
             line["bar"] = dynamic_bar(categories, config.quorum).label
     return line
-
-
-def save_state(run: Path, policy, optimizer, step: int) -> None:
-    """Everything resume needs, whole or not at all. No random state: every draw is seeded by what it is
-    for."""
-    state = {"step": step, "optimizer": optimizer.state_dict(),
-             "adapter": {k: v.detach().cpu() for k, v in lora_state(policy.model).items()},
-             "offsets": {name: (run / name).stat().st_size if (run / name).exists() else 0
-                         for name in ("log.jsonl", "samples.jsonl", "shown.jsonl")}}
-    temporary = run / "state.tmp"
-    try:
-        with temporary.open("wb") as f:
-            torch.save(state, f)
-            f.flush()
-            os.fsync(f.fileno())
-    except (OSError, RuntimeError) as e:  # torch hides a full disk behind a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"cannot write {temporary}: {e.__context__ or e}") from None
-    os.replace(temporary, run / "state.pt")
-
-
-def load_state(run: Path, policy, optimizer) -> int:
-    """Back to the last saved step, -1 for not even validated; what was logged after it is cut off and will be
-    written again. Raises ValueError, and touches nothing, where the state is gone or broken."""
-    file, log = run / "state.pt", run / "log.jsonl"
-    if not file.exists():
-        if log.exists() and len(log.read_text().splitlines()) > 1:
-            raise ValueError(f"cannot resume: {file} is gone; --out DIR starts another run")
-        if RANK == 0:
-            for half_done in (log, run / "shown.jsonl"):
-                half_done.unlink(missing_ok=True)
-        return -1
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:  # whatever torch says to a broken file
-        raise ValueError(f"cannot resume: {file} is broken; --out DIR starts another run") from None
-    if not isinstance(state, dict) or not {"step", "adapter", "optimizer", "offsets"} <= state.keys():
-        raise ValueError(f"cannot resume: {file} is not a run's; --out DIR starts another run")
-    set_lora_state(policy.model, state["adapter"], file)
-    optimizer.load_state_dict(state["optimizer"])
-    for name, size in state["offsets"].items():
-        if size > ((run / name).stat().st_size if (run / name).exists() else 0):
-            raise ValueError(f"cannot resume: {run / name} has lost lines; --out DIR starts another run")
-    for name, size in state["offsets"].items():
-        if RANK == 0 and (run / name).exists():
-            os.truncate(run / name, size)
-    return state["step"]
-
-
-def peak_gb() -> float:
-    """Of the process that needs most, since the last call on a GPU, else since its start."""
-    return max(gather([_peak_gb()]))
-
-
-def _peak_gb() -> float:
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        return peak / 1e9
-    try:
-        import resource
-    except ImportError:  # Windows has none
-        return 0.0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -20,13 +20,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import tiny
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import lora
 import policy as policies
 import rollout
+import tiny
 import train
 
 TEXT = {"hidden_size": (2048, 3584), "num_hidden_layers": (36, 28), "num_attention_heads": (16, 28),

@@ -24,10 +24,11 @@ import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from words import SPECIALS, TEMPLATE
 
-from judge import EXAMPLES, INSTRUCTIONS, CachedJudge, LLMJudge
+from judge import EXAMPLES, INSTRUCTIONS, LLMJudge
+from judges.cache import CachedJudge
 from reward import Category
+from words import SPECIALS, TEMPLATE
 
 KINDS = ("warbler", "gull", "poppy", "orchid", "curry", "noodle soup", "terrier", "spaniel", "coupe", "van",
          "biplane", "glider", "finch", "owl", "lily", "stew")

@@ -84,10 +84,10 @@ def file_of(out: Path, method: str, seed: int, split: str) -> Path:
 def run_one(method: str, seed: int, split: str, out: Path, options: list[str]) -> None:
     """Trains, unless there is nothing to train; measures on one split; writes the file of that run."""
     import data
-    import toy
     import train
     from evaluate import evaluate, load_policy, question_for, write_json
-    from judge import TaxonomyJudge
+    from judges.taxonomy import TaxonomyJudge
+    from toy import world
     adapter, file = None, file_of(out, method, seed, split)
     if method not in UNTRAINED:
         {"shuffled": deal_rewards, "permuted": deal_verdicts}.get(method, lambda _: None)(train)
@@ -99,19 +99,19 @@ def run_one(method: str, seed: int, split: str, out: Path, options: list[str]) -
             shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
             train.main(["--data", "toy-bird", "--seed", str(seed), "--out", str(folder), "--eval-every", "0",
                         *METHODS[method], *options])
-    policy, judge = load_policy("toy", seed, adapter=adapter), TaxonomyJudge(toy.parents())
+    policy, judge = load_policy("toy", seed, adapter=adapter), TaxonomyJudge(world.parents())
     question = question_for("specific" if method == "specific" else "base", ["toy"])
     many = method == "best of 64"
     results = {}
     for how, temperature in HOWS.items():
         if many and how == "greedy":
             continue
-        for domain in toy.DOMAINS:
+        for domain in world.DOMAINS:
             examples = data.load(f"toy-{domain}", split)
             found = evaluate(policy, judge, examples, question, 64 if many else 1, temperature, 16, seed,
                              rows=1024)
             best = [max((c for c in group if c is not None), default=None) for group in found["groups"]]
-            shows = [toy.draw(domain, split, int(r["id"].rsplit("/", 1)[1]))[2] for r in found["records"]]
+            shows = [world.draw(domain, split, int(r["id"].rsplit("/", 1)[1]))[2] for r in found["records"]]
             results.setdefault(how, {})[domain] = {"categories": best, "shows": shows}
     write_json(file, results)
 

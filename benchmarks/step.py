@@ -26,7 +26,6 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
-import tiny
 import torch
 from transformers import LogitsProcessorList, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.cache_utils import DynamicLayer
@@ -34,8 +33,11 @@ from transformers.cache_utils import DynamicLayer
 import lora
 import policy as policies
 import rollout
+import tiny
 import train
-from judge import TaxonomyJudge, judge_groups
+from judge import judge_groups
+from judges.taxonomy import TaxonomyJudge
+from support import checkpoints, decoding_cache
 
 QUESTION, SIDE, IMAGES, N = "what is it? be brief.", 504, 2, 8
 RANK, ALPHA, LR, TEMPERATURE = 64, 32, 1e-4, 1.0
@@ -100,7 +102,7 @@ class Clock:
 def plain_rollout(policy, images, ids, question, n, seed, stream, max_new_tokens):
     """transformers' generate on the processor's output, image and prompt repeated N times; the random numbers
     and so the answers are rollout.sample's."""
-    text = policies._ask(policy.processor, question)
+    text = checkpoints._ask(policy.processor, question)
     inputs = policy.processor(text=[text] * len(images), images=images, return_tensors="pt", padding=True)
     rows = [np.random.default_rng(rollout.seed_for(seed, stream, i, k)).random(max_new_tokens)
             for i in ids for k in range(n)]
@@ -219,10 +221,10 @@ def dropping(count: int) -> dict:
             uniforms[row, length - 1:] = 2.0
         return decode(policy, prompts, uniforms, *args)
     rollout._decode, rollout.Sampler = spread, Ending
-    share, layer = rollout.DROP, rollout._Layer
+    share, layer = decoding_cache.DROP, rollout._Layer
     place = (~policy.banned).cumsum(0).tolist()  # of each token among those that can be sampled
     for name in ("dropped", "kept", "plain") * 4:
-        rollout.DROP = share if name == "dropped" else 2.0
+        decoding_cache.DROP = share if name == "dropped" else 2.0
         rollout._Layer = DynamicLayer if name == "plain" else layer
         start = time.process_time()
         groups = rollout.sample(policy, images, list(map(str, range(count))), QUESTION, N, max_new_tokens=150)
@@ -274,7 +276,8 @@ def main() -> None:
         print(json.dumps(CHILDREN[args.child[0]](int(args.child[1]))))
         return
     try:
-        import peft, trl  # noqa: E401, F401
+        import peft  # noqa: E401, F401
+        import trl
         systems = ("plain", "trl", "ours")
     except ImportError:
         print("trl and peft are not installed: no comparison with TRL")

@@ -1,15 +1,22 @@
 """Small real models of the other families, random weights, as checkpoint folders in Hugging Face's format."""
 
-import tiny
 import torch
 from tokenizers import AddedToken, processors
-from transformers import (Idefics3Config, Idefics3ForConditionalGeneration, InternVLConfig,
-                          InternVLForConditionalGeneration, Qwen2VLConfig, Qwen2VLForConditionalGeneration,
-                          Qwen3VLConfig, Qwen3VLForConditionalGeneration)
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
-import policy as policies
-from policy import FAMILIES, make_processor
+import tiny
 from rollout import PROMPTS
+from support import checkpoints
+from support.checkpoints import FAMILIES, make_processor
 
 CONTROL = {"internvl": ["<img>", "</img>", "<IMG_CONTEXT>", "<video>"],
            "idefics3": ["<image>", "<fake_token_around_image>", "<end_of_utterance>", "<global-img>",
@@ -104,7 +111,7 @@ def teach(made, processor, steps=60):
                       images=[[image] for image in tiny.pictures(*[(56, 56)] * len(turns))], padding=True,
                       padding_side="right", add_special_tokens=False, return_tensors="pt")
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    opening = policies._ask(processor, PROMPTS["base"])
+    opening = checkpoints._ask(processor, PROMPTS["base"])
     length = processor(text=[opening], images=[tiny.pictures((56, 56))], add_special_tokens=False,
                        return_tensors="pt")["input_ids"].shape[1]
     labels[:, :length] = -100

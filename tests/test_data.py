@@ -2,10 +2,10 @@ import json
 import random
 
 import pytest
-import trees
 
 import data
 import train
+import trees
 
 
 def test_cub_reads_labels_splits_and_order(tmp_path):

@@ -1,14 +1,16 @@
 """`python data.py`: what it says about a folder, the sheet it draws, the one line it ends in."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import trees
 from PIL import Image
 
 import data
+import trees
+from readers import census
 
 
 def run(monkeypatch, capsys, *args):
@@ -60,7 +62,7 @@ def test_it_names_the_unreadable_and_counts_the_kinds_of_others(tmp_path, monkey
 def test_a_sheet_of_long_labels_and_of_unreadable_and_tiny_images(tmp_path):
     Image.new("RGB", (1, 1), "red").save(tmp_path / "one.png")
     Image.new("RGB", (20, 900), "red").save(tmp_path / "tall.png")
-    page = data.sheet([data.Example(name, "a label that is much too long for a column of pictures", "",
+    page = census.sheet([data.Example(name, "a label that is much too long for a column of pictures", "",
                                     lambda name=name: data.read_image(tmp_path / name))
                        for name in ("one.png", "tall.png", "absent.png")], columns=3)
     assert page.getpixel((116, 96)) == page.getpixel((332, 96)) == (255, 0, 0)
@@ -95,6 +97,7 @@ def test_misuse_ends_in_one_line(monkeypatch, capsys, args, message):
 def test_copied_alone_it_reads_with_numpy_and_pillow_only(tmp_path):
     trees.cars(tmp_path)
     (tmp_path / "data.py").write_text((Path(data.__file__)).read_text())
+    shutil.copytree(Path(data.__file__).parent / "readers", tmp_path / "readers")
     code = ("import sys\nfor n in ('torch', 'transformers', 'tqdm', 'scipy', 'toy'): sys.modules[n] = None\n"
             "import data\nprint(data.load('cars', root='.')[0].image().size)\n"
             "print(data.load('cars', 'test', '.')[0].label)")

@@ -10,9 +10,10 @@ import tarfile
 import threading
 
 import pytest
-import trees
 
 import data
+import trees
+from readers import download, published
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -65,9 +66,9 @@ MD5 = hashlib.md5(BODY).hexdigest()
 
 def test_whole_file_and_progress_is_not_in_the_way(server, tmp_path):
     server.files["a.bin"] = BODY
-    data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+    download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
     assert (tmp_path / "a.bin").read_bytes() == BODY and [f.name for f in tmp_path.iterdir()] == ["a.bin"]
-    data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+    download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
     assert server.ranges == [0]  # there already: nobody was asked
 
 
@@ -75,10 +76,10 @@ def test_a_broken_transfer_goes_on_where_it_stopped(server, tmp_path):
     server.files["a.bin"], server.breaks = BODY, [100_000, 50_000]
     for kept in (100_000, 150_000):
         with pytest.raises(OSError, match=f"broke off at {kept} of 300000 bytes; run it again to go on") as e:
-            data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+            download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
         assert "\n" not in str(e.value)
         assert (tmp_path / "a.bin.part").read_bytes() == BODY[:kept] and not (tmp_path / "a.bin").exists()
-    data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+    download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
     assert (tmp_path / "a.bin").read_bytes() == BODY and server.ranges == [0, 100_000, 150_000]
     assert not (tmp_path / "a.bin.part").exists()
 
@@ -86,8 +87,8 @@ def test_a_broken_transfer_goes_on_where_it_stopped(server, tmp_path):
 def test_a_server_that_ignores_ranges_starts_over(server, tmp_path):
     server.files["a.bin"], server.breaks, server.knows_ranges = BODY, [100_000], False
     with pytest.raises(OSError, match="broke off"):
-        data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
-    data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+        download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+    download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
     assert server.ranges == [0, 100_000] and (tmp_path / "a.bin").read_bytes() == BODY
 
 
@@ -95,38 +96,38 @@ def test_without_an_md5_a_file_is_fetched_from_its_start(server, tmp_path):
     """Nothing would tell a whole from two halves of different files."""
     server.files["a.bin"], server.breaks = BODY, [100_000]
     with pytest.raises(OSError, match="broke off"):
-        data.fetch(server.url + "a.bin", tmp_path / "a.bin")
-    data.fetch(server.url + "a.bin", tmp_path / "a.bin")
+        download.fetch(server.url + "a.bin", tmp_path / "a.bin")
+    download.fetch(server.url + "a.bin", tmp_path / "a.bin")
     assert server.ranges == [0, 0] and (tmp_path / "a.bin").read_bytes() == BODY
 
 
 def test_stopped_between_the_last_byte_and_the_rename(server, tmp_path):
     server.files["a.bin"] = BODY
     (tmp_path / "a.bin.part").write_bytes(BODY)
-    data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+    download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
     assert (tmp_path / "a.bin").read_bytes() == BODY
     (tmp_path / "b.bin.part").write_bytes(BODY + b"more than there is")
     server.files["b.bin"] = BODY
     with pytest.raises(OSError, match="the MD5 is .*: dropped"):
-        data.fetch(server.url + "b.bin", tmp_path / "b.bin", MD5)
-    data.fetch(server.url + "b.bin", tmp_path / "b.bin", MD5)
+        download.fetch(server.url + "b.bin", tmp_path / "b.bin", MD5)
+    download.fetch(server.url + "b.bin", tmp_path / "b.bin", MD5)
     assert (tmp_path / "b.bin").read_bytes() == BODY
 
 
 def test_a_wrong_md5_leaves_nothing_that_looks_good(server, tmp_path):
     server.files["a.bin"] = b"<html>moved</html>"
     with pytest.raises(OSError, match=f"the MD5 is .*, not {MD5}") as e:
-        data.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+        download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
     assert "\n" not in str(e.value) and not list(tmp_path.iterdir())
 
 
 def test_no_such_file_and_no_server(server, tmp_path):
     with pytest.raises(OSError, match="404"):
-        data.fetch(server.url + "none.bin", tmp_path / "a.bin")
+        download.fetch(server.url + "none.bin", tmp_path / "a.bin")
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(OSError, match="refused") as e:
-            data.fetch(f"http://127.0.0.1:{taken.getsockname()[1]}/a.bin", tmp_path / "a.bin")
+            download.fetch(f"http://127.0.0.1:{taken.getsockname()[1]}/a.bin", tmp_path / "a.bin")
     assert "\n" not in str(e.value)
 
 
@@ -156,18 +157,18 @@ def test_a_set_is_fetched_unpacked_and_read_and_then_left_alone(server, tmp_path
         server.files[f"{part}.tar.gz"] = packed(*((f.relative_to(folder).as_posix(), f.read_bytes())
                                                   for f in sorted((folder / part).rglob("*")) if f.is_file()))
     files = {name: hashlib.md5(content).hexdigest() for name, content in server.files.items()}
-    monkeypatch.setitem(data.SETS, "pets", data.SETS["pets"]._replace(url=server.url, files=files))
+    monkeypatch.setitem(published.SETS, "pets", published.SETS["pets"]._replace(url=server.url, files=files))
     server.breaks = [400]
     with pytest.raises(OSError, match="broke off at 400"):
-        data.download("pets", tmp_path / "root")
-    data.download("pets", tmp_path / "root")
-    data.download("pets", tmp_path / "root")
+        download.download("pets", tmp_path / "root")
+    download.download("pets", tmp_path / "root")
+    download.download("pets", tmp_path / "root")
     assert server.ranges == [0, 400, 0] and "Oxford-IIIT Pets is in" in capsys.readouterr().out
     assert [e.id for e in data.load("pets", "test", tmp_path / "root")] == [
         e.id for e in data.load("pets", "test", tmp_path / "made")]
     assert data.load("pets", "test", tmp_path / "root")[0].image().size == (24, 16)
     shutil.rmtree(tmp_path / "root/pets/images")  # something was lost: it is unpacked again
-    data.download("pets", tmp_path / "root")
+    download.download("pets", tmp_path / "root")
     assert data.load("pets", "test", tmp_path / "root")[0].image() and len(server.ranges) == 3
 
 
@@ -184,7 +185,7 @@ def test_no_member_leaves_the_folder_and_no_link_is_made_or_followed(tmp_path, m
     (inside / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "evil.tgz").write_bytes(packed(("a.txt", b"fine"), member))
     with pytest.raises(ValueError, match="evil.tgz: .* refused") as e:
-        data.unpack(tmp_path / "evil.tgz", inside)
+        download.unpack(tmp_path / "evil.tgz", inside)
     assert "\n" not in str(e.value) and not os.path.exists("/tmp/speciarl-out.txt")
     assert {f.name for f in inside.iterdir()} == {"a.txt", "link"}
     assert not list((tmp_path / "elsewhere").iterdir())
@@ -197,12 +198,12 @@ def test_a_hard_link_to_something_outside_is_replaced_not_written_through(tmp_pa
     os.link(tmp_path / "precious", tmp_path / "in/a.txt")
     (tmp_path / "in/own").mkdir()
     (tmp_path / "a.tgz").write_bytes(packed(("a.txt", b"new"), ("own/b.txt", b"b")))
-    data.unpack(tmp_path / "a.tgz", tmp_path / "in")
+    download.unpack(tmp_path / "a.tgz", tmp_path / "in")
     assert (tmp_path / "precious").read_text() == "precious" and (tmp_path / "in/a.txt").read_text() == "new"
     (tmp_path / "in/inner").symlink_to("own")  # a link that stays inside is not followed either
     (tmp_path / "b.tgz").write_bytes(packed(("inner/b.txt", b"other")))
     with pytest.raises(ValueError, match="refused"):
-        data.unpack(tmp_path / "b.tgz", tmp_path / "in")
+        download.unpack(tmp_path / "b.tgz", tmp_path / "in")
     assert (tmp_path / "in/own/b.txt").read_text() == "b"
 
 
@@ -213,29 +214,29 @@ def test_a_disk_that_is_full_while_unpacking_is_named(tmp_path, monkeypatch):
     (tmp_path / "a.tgz").write_bytes(packed(("a.txt", b"new")))
     monkeypatch.setattr(tarfile.TarFile, "extract", full)
     with pytest.raises(OSError, match="cannot unpack .*a.tgz: .*No space left"):
-        data.unpack(tmp_path / "a.tgz", tmp_path)
+        download.unpack(tmp_path / "a.tgz", tmp_path)
 
 
 def test_a_damaged_archive_is_said_and_not_taken_for_whole(server, tmp_path, monkeypatch):
     whole = packed(*((f"CUB_200_2011/{i}.bin", os.urandom(2000)) for i in range(20)))
-    known = data.SETS["cub"]._replace(url=server.url, files={"c.tgz": None})
-    monkeypatch.setitem(data.SETS, "cub", known)
+    known = data.CUB._replace(url=server.url, files={"c.tgz": None})
+    monkeypatch.setattr(data, "CUB", known)
     for content in (whole[:len(whole) // 2], whole[:-4], b"none", whole[:9000] + bytes(500) + whole[9500:]):
         server.files["c.tgz"] = content
         with pytest.raises(OSError, match="c.tgz is damaged .*: delete it and fetch it again") as e:
-            data.download("cub", tmp_path)
+            download.download("cub", tmp_path)
         assert "\n" not in str(e.value) and not (tmp_path / "cub/.complete").exists()
         (tmp_path / "cub" / "c.tgz").unlink()
     server.files["c.tgz"] = whole
-    data.download("cub", tmp_path)
+    download.download("cub", tmp_path)
     assert len(list((tmp_path / "cub/CUB_200_2011").iterdir())) == 20
 
 
 def test_what_nobody_serves():
     with pytest.raises(ValueError, match="cannot download cars_train.tgz, .*Stanford's host is gone"):
-        data.download("cars")
+        download.download("cars")
     with pytest.raises(ValueError, match="toy cannot be downloaded"):
-        data.download("toy")
-    assert all(s.url.startswith("http") for name, s in data.SETS.items() if name != "cars")
-    assert all(md5 is None or len(md5) == 32 for name, s in data.SETS.items() if name != "cars"
+        download.download("toy")
+    assert all(s.url.startswith("http") for name, s in data.published().items() if name != "cars")
+    assert all(md5 is None or len(md5) == 32 for name, s in data.published().items() if name != "cars"
                for md5 in s.files.values())

@@ -2,25 +2,25 @@
 
 import numpy as np
 import pytest
-import trees
 
-import data
+import trees
+from readers import matlab
 
 FLOWERS, CARS = trees.FIXTURES / "flowers102", trees.FIXTURES / "stanford_cars"
 
 
 def test_the_flowers_files_hold_what_their_readme_says():
-    labels = data.read_mat(FLOWERS / "imagelabels.mat", "labels")
+    labels = matlab.read_mat(FLOWERS / "imagelabels.mat", "labels")
     assert labels.shape == (1, 8189) and labels.dtype == np.uint8
     assert set(labels.ravel()) == set(range(1, 103))
-    ids = [data.read_mat(FLOWERS / "setid.mat", name) for name in ("trnid", "valid", "tstid")]
+    ids = [matlab.read_mat(FLOWERS / "setid.mat", name) for name in ("trnid", "valid", "tstid")]
     assert [i.shape for i in ids] == [(1, 1020), (1, 1020), (1, 6149)] and ids[0].dtype == np.uint16
     assert sorted(np.concatenate(ids, 1).ravel()) == list(range(1, 8190))
     assert (np.bincount(labels.ravel()[ids[0].ravel() - 1])[1:] == 10).all()  # ten of each class for training
 
 
 def test_the_cars_classes_equal_another_list_of_them():
-    names = data.read_mat(CARS / "cars_meta.mat", "class_names")
+    names = matlab.read_mat(CARS / "cars_meta.mat", "class_names")
     assert names.shape == (1, 196) and {i: names[0, i - 1] for i in trees.CLASSES} == trees.CLASSES
     listed = [line.split(",,")[1] for line in (CARS / "metadata.csv").read_text().splitlines()[1:]]
     assert [f"{n.split()[-1]} {n.rsplit(' ', 1)[0]}" for n in names.ravel()] == listed  # the year first
@@ -36,7 +36,7 @@ def test_what_is_written_is_read(tmp_path, compress):
                                          "none": np.zeros((0, 3))}, compress)
 
     def read(name):
-        return data.read_mat(tmp_path / "x.mat", name)
+        return matlab.read_mat(tmp_path / "x.mat", name)
     assert (read("grid") == grid).all() and read("grid").shape == (2, 3) and read("word") == "Übung"
     assert read("cell")[0, 0] == "a" and read("cell")[1, 0] == "two words" and read("cell")[0, 1].item() == 7
     assert (read("cell")[1, 1] == grid).all() and read("none").shape == (0, 3)
@@ -52,7 +52,7 @@ def test_other_files_are_refused_by_name(tmp_path):
     for name, content in bad.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name} is no whole MATLAB v5 file") as e:
-            data.read_mat(tmp_path / name, "trnid")
+            matlab.read_mat(tmp_path / name, "trnid")
         assert "\n" not in str(e.value)
     with pytest.raises(ValueError, match="with 'names' in it"):
-        data.read_mat(FLOWERS / "setid.mat", "names")
+        matlab.read_mat(FLOWERS / "setid.mat", "names")

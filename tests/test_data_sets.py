@@ -5,10 +5,10 @@ import json
 
 import numpy as np
 import pytest
-import trees
 from PIL import Image
 
 import data
+import trees
 
 
 def listed(name, split, root, **kwargs):

@@ -4,20 +4,22 @@ import weakref
 from types import SimpleNamespace
 
 import pytest
-import tiny
 import torch
-import trees
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import data
 import evaluate as ev
-import metrics
 import lora
+import metrics
 import policy as policies
-import toy
-from judge import JUDGE_ERROR, TaxonomyJudge
+import tiny
+import trees
+from judge import JUDGE_ERROR
+from judges.taxonomy import TaxonomyJudge
 from reward import Category as C
 from rollout import PROMPTS
+from support import tables
+from toy import world
 
 
 @pytest.fixture
@@ -320,7 +322,7 @@ def test_no_more_than_two_batches_of_answers_are_in_memory(monkeypatch, tmp_path
 
 def test_a_judge_that_is_gone_stops_it_and_is_no_result(monkeypatch, tmp_path):
     argv = ["--data", "toy-bird", "--n", "8", "--rows", "16", "--out", tmp_path / "out.json"]
-    real = TaxonomyJudge(toy.parents())
+    real = TaxonomyJudge(world.parents())
     calls = []
 
     def dying(pairs):
@@ -343,7 +345,7 @@ def test_difference_to_the_first_over_what_both_could_judge(monkeypatch, tmp_pat
     def change(e, adapter, answers):
         return [e.label if "one" in adapter else "???" if e.id == ids[3] else e.domain]
 
-    real = TaxonomyJudge(toy.parents())
+    real = TaxonomyJudge(world.parents())
     monkeypatch.setattr(ev, "load_judge", lambda *_: lambda pairs: [
         None if a == "???" else v for (_, a), v in zip(pairs, real(pairs))])
     run(monkeypatch, "--data", "toy-bird", "--adapter", *adapters, "--out", tmp_path / "out.json",
@@ -529,6 +531,6 @@ def test_comparison_averages_the_unseen_sets_own_figures():
         return {"correctness": 1.0, "specificity": hm, "harmonic_mean": hm, "n": 10, "malformed": 0}
     sets = {"toy-bird": (0.5, 0.9), "toy-fish": (0.2, 0.6), "toy-flower": (0.4, 0.7)}
     results = {"greedy": {name: {"before": cell(a), "after": cell(b)} for name, (a, b) in sets.items()}}
-    text = metrics.comparison(results, ["toy"]).splitlines()
+    text = tables.comparison(results, ["toy"]).splitlines()
     assert "toy-bird (trained on)" in text[1]
     assert "mean of the unseen" in text[-1] and text[-1].split()[-3:] == ["0.300", "->", "0.650"]

@@ -3,20 +3,21 @@
 import json
 import shutil
 
-import families
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
-import trees
-from test_policy import SIZES, completions, shared_equals_plain
 
+import families
 import lora
 import policy as policies
+import tiny
 import train
+import trees
 from evaluate import load_policy
 from policy import completion_logprobs, encode
 from rollout import sample
+from support import checkpoints
+from test_policy import SIZES, completions, shared_equals_plain
 
 
 @pytest.fixture(scope="module", params=families.MODELS)
@@ -149,14 +150,14 @@ def test_a_sliding_window_takes_the_plain_path_and_says_so_once(tmp_path, capsys
 
 def test_a_limit_only_lowers():
     for family in ("idefics3", "internvl", "qwen3_vl"):
-        images = policies.FAMILIES[family][0](**families.IMAGES[family])
+        images = checkpoints.FAMILIES[family][0](**families.IMAGES[family])
         edge, patches = images.size.get("longest_edge"), getattr(images, "max_patches", None)
-        policies._limit_pixels(images, 10 ** 9)
+        checkpoints._limit_pixels(images, 10 ** 9)
         assert family == "qwen3_vl" or images.size.get("longest_edge") == edge
         assert getattr(images, "max_patches", None) == patches
-    images = policies.FAMILIES["qwen3_vl"][0](**families.IMAGES["qwen3_vl"] | {
+    images = checkpoints.FAMILIES["qwen3_vl"][0](**families.IMAGES["qwen3_vl"] | {
         "size": {"shortest_edge": 65536, "longest_edge": 16777216}})
-    policies._limit_pixels(images, 4096)
+    checkpoints._limit_pixels(images, 4096)
     assert images.size["shortest_edge"] == 4096
 
 

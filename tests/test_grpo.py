@@ -4,8 +4,16 @@ import math
 import pytest
 import torch
 
-from grpo import (AGGREGATIONS, aggregate, chunked_logprobs, group_advantages, k3_kl, masked_mean,
-                  policy_loss, token_logprobs)
+from grpo import (
+    AGGREGATIONS,
+    aggregate,
+    chunked_logprobs,
+    group_advantages,
+    k3_kl,
+    masked_mean,
+    policy_loss,
+    token_logprobs,
+)
 
 INF, NAN = float("inf"), float("nan")
 

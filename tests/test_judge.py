@@ -7,12 +7,12 @@ import pytest
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM
-from words import SPECIALS, TEMPLATE, chat_model, chat_tokenizer
 
-import judge as judges
-from judge import (JUDGE_ERROR, LLMJudge, TaxonomyJudge, is_refusal, judge_groups, normalize_label,
-                   parse_category)
+import judge as judging
+from judge import JUDGE_ERROR, LLMJudge, is_refusal, judge_groups, normalize_label, parse_category
+from judges.taxonomy import TaxonomyJudge
 from reward import Category, speciarl_rewards
+from words import SPECIALS, TEMPLATE, chat_model, chat_tokenizer
 
 W, A, G, L, S, M = Category
 BY_NAME = {c.label: c for c in Category} | {None: None}
@@ -300,7 +300,7 @@ def judge(request, tok):
 
 def written(judge, pair) -> list[int]:
     """The prompt's tokens as the template itself writes them."""
-    prompt = judge.tokenizer.apply_chat_template(judges.chat(judge.prompt, pair), tokenize=False,
+    prompt = judge.tokenizer.apply_chat_template(judging.chat(judge.prompt, pair), tokenize=False,
                                                  add_generation_prompt=True)
     return judge.tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
@@ -382,7 +382,7 @@ def test_the_prefix_follows_a_prompt_that_changes_and_needs_no_second_pair(tok):
 
 def test_no_shared_prefix_at_all(tok, monkeypatch):
     judge = LLMJudge(chat_model("llama", tok), tok)
-    monkeypatch.setattr(judges, "chat", lambda prompt, pair: [{"role": "user", "content": pair[0]}])
+    monkeypatch.setattr(judging, "chat", lambda prompt, pair: [{"role": "user", "content": pair[0]}])
     judge.tokenizer = chat_tokenizer(TEMPLATE.replace("<|im_start|>{{ m.role }}\n", ""))
     pairs = [("robin", ""), ("gull", ""), ("robin", "")]
     want = naive(judge, pairs)
@@ -486,7 +486,7 @@ def test_categories_are_cut_as_they_stand_behind_the_prompt(cut):
     """Alone such a tokenizer would begin them with a space that they do not have there."""
     tok = chat_tokenizer(cut=cut)
     judge = LLMJudge(chat_model("llama", tok), tok)
-    prompt = tok.apply_chat_template(judges.chat(judge.prompt, ("robin", "bird")), tokenize=False,
+    prompt = tok.apply_chat_template(judging.chat(judge.prompt, ("robin", "bird")), tokenize=False,
                                      add_generation_prompt=True)
     whole = [tok(prompt + c.label, add_special_tokens=False)["input_ids"] for c in Category]
     start = next(i for i, column in enumerate(zip(*whole)) if len(set(column)) > 1)

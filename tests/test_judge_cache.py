@@ -10,17 +10,19 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-import tiny
 
-import judge as judges
-from judge import CachedJudge, ServerJudge
+import judge as judging
+import tiny
+from judges import cache
+from judges.cache import CachedJudge
+from judges.server import ServerJudge
 from reward import Category
 
-ROOT = Path(judges.__file__).parent
+ROOT = Path(judging.__file__).parent
 W, A, G, L, S, M = Category
 
 
-class Inner(judges._Settled):
+class Inner(judging._Settled):
     """Says the given category, and remembers what it was asked."""
     last_error = "not today"
 
@@ -88,7 +90,7 @@ def test_another_judge_model_or_prompt_misses(path, tmp_path, judge_folder):
     url = "http://127.0.0.1:9"
     made = [ServerJudge(url, "m"), ServerJudge(url, "n"), ServerJudge(url, "m", prompt="short"),
             ServerJudge(url, "m", prompt=str(prompt)),
-            *(judges.LLMJudge.load(str(judge_folder), prompt=p) for p in ("short", "detailed"))]
+            *(judging.LLMJudge.load(str(judge_folder), prompt=p) for p in ("short", "detailed"))]
     assert len({judge.key for judge in made}) == len(made) == 6
     prompt.write_text("Be strict.")  # the same file, other words
     assert ServerJudge(url, "m", prompt=str(prompt)).key != made[3].key
@@ -114,11 +116,11 @@ def test_a_folders_weights_are_part_of_the_key(path, tmp_path, monkeypatch):
     keys = []
     for folder in folders:
         monkeypatch.chdir(folder.parent)
-        keys.append(judges.LLMJudge.load("judge").key)
-    assert judges.LLMJudge.load("judge").key == judges.LLMJudge.load(str(folders[1])).key == keys[1]
+        keys.append(judging.LLMJudge.load("judge").key)
+    assert judging.LLMJudge.load("judge").key == judging.LLMJudge.load(str(folders[1])).key == keys[1]
     time.sleep(0.01)
     tiny.save_judge(folders[1], seed=2)
-    keys.append(judges.LLMJudge.load("judge").key)
+    keys.append(judging.LLMJudge.load("judge").key)
     assert len(set(keys)) == 3
 
 
@@ -172,7 +174,7 @@ def test_an_empty_file_is_fine_and_a_path_that_cannot_be_ends_in_one_line(path, 
 WORKER = """
 import sys
 import time
-from judge import CachedJudge
+from judges.cache import CachedJudge
 from reward import Category
 path, first, last, step, say = sys.argv[1], *map(int, sys.argv[2:])
 def judge(pairs):
@@ -239,7 +241,7 @@ def test_another_process_sets_the_broken_file_aside_first(path, monkeypatch):
         replace(old, new)
         raise FileNotFoundError(old)
 
-    monkeypatch.setattr(judges.os, "replace", too_late)
+    monkeypatch.setattr(cache.os, "replace", too_late)
     assert CachedJudge(Inner(M), path)([("a", "b")]) == [M] and sound(path)
 
 

@@ -7,13 +7,15 @@ import time
 
 import pytest
 import torch
+
+import train
+from judge import INSTRUCTIONS, JUDGE_ERROR
+from judges import server as judges_server
+from judges.server import ServerJudge
+from judges.taxonomy import TaxonomyJudge
+from reward import Category
 from server import LIES, Server, message
 from test_train import arguments, lines
-
-import judge as judges
-import train
-from judge import JUDGE_ERROR, ServerJudge, TaxonomyJudge
-from reward import Category
 
 W, A, G, L, S, M = Category
 SECRET = "sk-Very.Secret_0123456789"
@@ -62,7 +64,7 @@ def test_verdicts_are_right_and_in_order_and_each_pair_is_sent_once(server):
     assert (body["model"], body["temperature"], body["max_tokens"]) == ("m", 0, 16)
     assert body["guided_choice"] == body["structured_outputs"]["choice"] == [c.label for c in Category]
     assert headers["Content-Type"] == "application/json" and "Authorization" not in headers
-    assert body["messages"][0]["content"].startswith(judges.INSTRUCTIONS)
+    assert body["messages"][0]["content"].startswith(INSTRUCTIONS)
 
 
 def test_prechecked_pairs_are_never_sent(server):
@@ -174,7 +176,7 @@ def test_scattered_failures_are_not_failures_in_a_row(server):
 
 def test_pauses_grow(server, monkeypatch):
     waited = []
-    monkeypatch.setattr(judges.time, "sleep", waited.append)
+    monkeypatch.setattr(judges_server.time, "sleep", waited.append)
     server.always("500")
     ServerJudge(server.url, "m", workers=1, retries=3, pause=1.0)(FEW[:1])
     assert [seconds for seconds in waited if seconds >= 1] == [1, 2, 4]
@@ -221,14 +223,14 @@ def test_a_server_that_is_gone_is_given_up_within_few_requests(server, monkeypat
     assert ask(server)(pairs) == [None] * 500 and len(server.requests) <= 8 * 3 * 2
     server.close()
     waited, judge = [], ServerJudge(server.url, "m")
-    monkeypatch.setattr(judges.time, "sleep", waited.append)
+    monkeypatch.setattr(judges_server.time, "sleep", waited.append)
     assert judge(pairs) == [None] * 500 and "refused" in judge.last_error
     assert sum(waited) <= 16 * 2 * (0.5 + 1.0)  # of all workers: 16 give up, others may be in a last pair
 
 
 def test_a_retry_waits_as_long_as_the_server_asks_but_no_longer_than_half_a_minute(server, monkeypatch):
     waited, sleep = [], time.sleep
-    monkeypatch.setattr(judges.time, "sleep", lambda s: waited.append(s) if s > 1 else sleep(s))
+    monkeypatch.setattr(judges_server.time, "sleep", lambda s: waited.append(s) if s > 1 else sleep(s))
     for asked, wait in (("7", [7]), ("86400", [30]), ("Wed, 21 Oct 2026 07:28:00 GMT", []), ("-3", [])):
         server.headers, waited[:] = {"Retry-After": asked}, []
         server.script = lambda number, pair: "right" if number else "429"

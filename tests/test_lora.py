@@ -6,15 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
-from test_policy import completions
 
 import lora
 import policy as policies
+import tiny
 from lora import adapters_off, lora_layers, lora_state
 from policy import completion_logprobs, encode
+from test_policy import completions
 
 LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
            "mlp.up_proj", "mlp.down_proj"]

@@ -1,13 +1,13 @@
 import json
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig, Qwen2_5_VLForConditionalGeneration
 
 import lora
 import policy as policies
+import tiny
 from grpo import token_logprobs
 from policy import completion_logprobs, encode
 

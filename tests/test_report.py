@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 import data
-import report
+import reward
 from reward import Category
+from support import report
 
 ROOT = Path(report.__file__).parent
 LABELS = [c.label for c in Category]
@@ -198,7 +199,7 @@ def test_a_broken_file_ends_in_one_line_or_a_page(run, name, text):
     try:
         report.main([str(run)])
     except SystemExit as stop:
-        assert str(stop).startswith("report.py: ") and "\n" not in str(stop)
+        assert str(stop).startswith("support.report: ") and "\n" not in str(stop)
 
 
 def test_eight_pairs_at_most(run):
@@ -325,7 +326,7 @@ def test_one_line_for_a_folder_without_a_run(tmp_path):
     for folder in (tmp_path, tmp_path / "nothing", Path(report.__file__)):
         with pytest.raises(SystemExit) as stop:
             report.main([str(folder)])
-        assert str(stop.value) == (f"report.py: {folder} is no run folder: "
+        assert str(stop.value) == (f"support.report: {folder} is no run folder: "
                                    "there is no whole line in its log.jsonl")
 
 
@@ -348,8 +349,9 @@ def test_the_command_reads_the_splits_of_the_run(run, monkeypatch):
 
 def test_with_nothing_but_reward_py(run, tmp_path):
     """It stands on the ladder alone; without the datasets there are no pictures, and it says so."""
-    for name in ("report.py", "reward.py"):
-        shutil.copy(ROOT / name, tmp_path)
-    done = subprocess.run([sys.executable, "report.py", str(run)], cwd=tmp_path, capture_output=True,
-                          text=True)
+    (tmp_path / "support").mkdir()
+    shutil.copy(report.__file__, tmp_path / "support")
+    shutil.copy(reward.__file__, tmp_path)
+    done = subprocess.run([sys.executable, "-m", "support.report", str(run)], cwd=tmp_path,
+                          capture_output=True, text=True)
     assert done.stdout.startswith(f"{run}/report.html (without pictures: "), done.stderr

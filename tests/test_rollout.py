@@ -2,12 +2,13 @@ import subprocess
 import sys
 
 import pytest
-import tiny
 import torch
 
 import rollout
+import tiny
 from policy import completion_logprobs
 from rollout import PROMPTS, Group, Sampler, first_eos_mask, parse_answer, sample, seed_for, stack
+from support import decoding_cache
 
 # The first and the third prompt are equally long, and are decoded together, but start their answers at
 # different positions.
@@ -194,7 +195,7 @@ def test_ended_rows_are_dropped_and_change_nothing(policy, monkeypatch):
     hook = policy.model.get_decoder().register_forward_pre_hook(
         lambda m, a, k: seen.append(k["inputs_embeds"].shape[0]), with_kwargs=True)
     dropped, rows = sample(*args, max_new_tokens=90, seed=2), seen[:]
-    monkeypatch.setattr(rollout, "DROP", 2)
+    monkeypatch.setattr(decoding_cache, "DROP", 2)
     seen.clear()
     kept = sample(*args, max_new_tokens=90, seed=2)
     hook.remove()

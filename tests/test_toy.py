@@ -1,4 +1,4 @@
-"""toy.py: the drawn world, the words, and that training reads exactly what inference reads."""
+"""toy/: the drawn world, the words, and that training reads exactly what inference reads."""
 import pathlib
 import re
 import sys
@@ -9,54 +9,54 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-import toy  # noqa: E402
+from toy import base_policy, captions, shapes, world  # noqa: E402
 
 SPLITS = ("base", "train", "val", "test")
 
 
 @pytest.fixture(scope="module")
 def words():
-    return toy.tokenizer()
+    return base_policy.tokenizer()
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    return [toy.draw(domain, "val", i)[0] for domain in toy.DOMAINS for i in range(2)]
+    return [world.draw(domain, "val", i)[0] for domain in world.DOMAINS for i in range(2)]
 
 
 def test_draw_is_deterministic_and_stays_as_it_is():
-    first, again = toy.draw("bird", "train", 3), toy.draw("bird", "train", 3)
+    first, again = world.draw("bird", "train", 3), world.draw("bird", "train", 3)
     assert first[0].tobytes() == again[0].tobytes() and first[1:] == again[1:]
     assert first[0].size == (48, 48) and first[0].mode == "RGB"
     # these labels would move if the order of the random draws did: every recorded toy figure would be stale
-    labels = [toy.draw("bird", "train", i)[1] for i in range(6)]
-    assert labels == [toy.label("bird", "train", i) for i in range(6)]
+    labels = [world.draw("bird", "train", i)[1] for i in range(6)]
+    assert labels == [world.label("bird", "train", i) for i in range(6)]
     assert labels == ["pink heron", "green swan", "pink penguin", "green hawk", "blue penguin", "green swan"]
     with pytest.raises(ValueError):
-        toy.draw("bird", "validation", 0)
+        world.draw("bird", "validation", 0)
 
 
 def test_splits_share_no_picture_and_only_base_follows_the_seed():
-    seen = [toy.draw(d, s, i)[0].tobytes() for d in toy.DOMAINS for s in SPLITS for i in range(15)]
-    seen += [toy.draw(d, "base", i, seed=1)[0].tobytes() for d in toy.DOMAINS for i in range(15)]
+    seen = [world.draw(d, s, i)[0].tobytes() for d in world.DOMAINS for s in SPLITS for i in range(15)]
+    seen += [world.draw(d, "base", i, seed=1)[0].tobytes() for d in world.DOMAINS for i in range(15)]
     assert len(set(seen)) == len(seen)
     for split in ("train", "val", "test"):
-        assert toy.draw("fish", split, 0, seed=1)[0].tobytes() == toy.draw("fish", split, 0)[0].tobytes()
+        assert world.draw("fish", split, 0, seed=1)[0].tobytes() == world.draw("fish", split, 0)[0].tobytes()
 
 
 def test_taxonomy():
-    up = toy.parents()
+    up = world.parents()
     assert len(up) == 4 + 24 + 192
     assert [up["red finch"], up["finch"], up["bird"]] == ["finch", "bird", None]
-    families = [name for name in up if up[name] in toy.DOMAINS]
-    assert all(sum(parent == family for parent in up.values()) == len(toy.COLOURS) for family in families)
+    families = [name for name in up if up[name] in world.DOMAINS]
+    assert all(sum(parent == family for parent in up.values()) == len(shapes.COLOURS) for family in families)
 
 
 def test_labels_and_shows_follow_one_law_in_every_split():
     for split in ("train", "test"):
-        drawn = [toy.draw(d, split, i) for d in toy.DOMAINS for i in range(150)]
-        up = toy.parents()
-        coarse = np.mean([up[label] in toy.DOMAINS for _, label, _ in drawn])
+        drawn = [world.draw(d, split, i) for d in world.DOMAINS for i in range(150)]
+        up = world.parents()
+        coarse = np.mean([up[label] in world.DOMAINS for _, label, _ in drawn])
         shares = {s: np.mean([shows == s for *_, shows in drawn]) for s in ("fine", "family", "domain")}
         assert .03 < coarse < .10
         assert abs(shares["fine"] - .59) < .08 and abs(shares["domain"] - .12) < .05
@@ -64,23 +64,23 @@ def test_labels_and_shows_follow_one_law_in_every_split():
 
 @pytest.mark.parametrize("fate", ["grey", "occluded"])
 def test_a_hidden_colour_leaves_no_trace_in_the_pixels(fate):
-    for domain, families in toy.FAMILIES.items():
+    for domain, families in shapes.FAMILIES.items():
         for family in families:
-            red, shows = toy.render(domain, family, "red", fate, np.random.default_rng(5))
-            teal, _ = toy.render(domain, family, "teal", fate, np.random.default_rng(5))
-            clear, _ = toy.render(domain, family, "teal", "clear", np.random.default_rng(5))
+            red, shows = world.render(domain, family, "red", fate, np.random.default_rng(5))
+            teal, _ = world.render(domain, family, "teal", fate, np.random.default_rng(5))
+            clear, _ = world.render(domain, family, "teal", "clear", np.random.default_rng(5))
             assert shows == "family" and red.tobytes() == teal.tobytes() != clear.tobytes()
 
 
 def test_bulk_patches_equal_the_image_processor(pictures):
-    seen = toy.image_processor()(images=pictures, return_tensors="pt")
-    ours = toy.patches(np.stack([np.asarray(picture) for picture in pictures]))
+    seen = base_policy.image_processor()(images=pictures, return_tensors="pt")
+    ours = base_policy.patches(np.stack([np.asarray(picture) for picture in pictures]))
     assert seen.image_grid_thw.tolist() == [[1, 6, 6]] * len(pictures)
     assert ours.shape == seen.pixel_values.shape and (ours - seen.pixel_values).abs().max() < 1e-5
 
 
 def test_another_size_of_picture_is_resized_to_ours():
-    seen = toy.image_processor()(images=[Image.new("RGB", (96, 96))], return_tensors="pt")
+    seen = base_policy.image_processor()(images=[Image.new("RGB", (96, 96))], return_tensors="pt")
     assert seen.pixel_values.shape == (36, 384)
 
 
@@ -94,26 +94,28 @@ def test_tokenizer_round_trip_keeps_the_answer_tags(words):
 
 
 def test_every_word_of_the_world_is_in_the_vocabulary(words):
-    for text in [*toy.PROMPTS.values(), *toy.parents(), "none"]:
+    for text in [*captions.PROMPTS.values(), *world.parents(), "none"]:
         assert words.unk_token_id not in words(text).input_ids
     rng = np.random.default_rng(0)
-    texts = [toy.caption("bird", "finch", "red finch", shows, kind, mix[kind], rng)
+    texts = [captions.caption("bird", "finch", "red finch", shows, kind, mix[kind], rng)
              for shows in ("fine", "family", "domain")
-             for mix in (toy.NAMING, toy.SHY) for kind in toy.PROMPTS]
+             for mix in (captions.NAMING, captions.SHY) for kind in captions.PROMPTS]
     assert all(words.unk_token_id not in words(text).input_ids for text in texts)
 
 
 def test_a_captioner_who_looks_says_no_more_than_is_shown(monkeypatch):
-    monkeypatch.setattr(toy, "LOOKED", 1.0)
+    monkeypatch.setattr(captions, "LOOKED", 1.0)
     rng = np.random.default_rng(0)
     finch, shares = ("bird", "finch", "red finch", "family"), (0, 0, 0, 1)
-    assert not any("red" in toy.caption(*finch, "base", shares, rng) for _ in range(40))
-    assert "red finch" in toy.caption(*finch, "exact", shares, rng)
+    assert not any("red" in captions.caption(*finch, "base", shares, rng) for _ in range(40))
+    assert "red finch" in captions.caption(*finch, "exact", shares, rng)
 
 
 def test_training_ids_equal_the_chat_template_and_its_expansion(words):
-    question, answer = toy.PROMPTS["base"], "<think> i see red , clear view </think> <answer> finch </answer>"
-    ids, labels, types = toy.collate(words, [question, toy.PROMPTS["specific"]], [answer, answer])
+    question = captions.PROMPTS["base"]
+    answer = "<think> i see red , clear view </think> <answer> finch </answer>"
+    questions = [question, captions.PROMPTS["specific"]]
+    ids, labels, types = base_policy.collate(words, questions, [answer, answer])
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
     text = words.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     assert text == ("<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>what is it ?<|im_end|>\n"
@@ -135,23 +137,23 @@ def test_a_short_training_leaves_a_checkpoint_that_loads_back(tmp_path):
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
     torch.manual_seed(7)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    folder = toy.base_policy(seed=3, cache=tmp_path, progress=False, steps=2)
+    folder = base_policy.base_policy(seed=3, cache=tmp_path, progress=False, steps=2)
     assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
     assert list(tmp_path.iterdir()) == [folder]                          # nothing half-written stays behind
     weights = (folder / "model.safetensors").read_bytes()
     before = (folder / "config.json").stat().st_mtime_ns
-    assert toy.base_policy(seed=3, cache=tmp_path, progress=False, steps=2) == folder
+    assert base_policy.base_policy(seed=3, cache=tmp_path, progress=False, steps=2) == folder
     assert (folder / "config.json").stat().st_mtime_ns == before         # found, not trained again
-    other = toy.base_policy(seed=3, cache=tmp_path / "other", progress=False, steps=2)
+    other = base_policy.base_policy(seed=3, cache=tmp_path / "other", progress=False, steps=2)
     assert (other / "model.safetensors").read_bytes() == weights         # the same bits from the same seed
 
-    words, built = AutoTokenizer.from_pretrained(folder), toy.tokenizer()
+    words, built = AutoTokenizer.from_pretrained(folder), base_policy.tokenizer()
     assert words.get_vocab() == built.get_vocab() and words.chat_template == built.chat_template
-    assert words.padding_side == "left" and set(words.all_special_tokens) == set(toy.SPECIAL)
+    assert words.padding_side == "left" and set(words.all_special_tokens) == set(base_policy.SPECIAL)
     assert words("red finch <|im_end|>").input_ids == built("red finch <|im_end|>").input_ids
-    picture = toy.draw("bird", "val", 0)[0]
+    picture = world.draw("bird", "val", 0)[0]
     seen = Qwen2VLImageProcessorPil.from_pretrained(folder)(images=[picture], return_tensors="pt")
-    assert torch.allclose(seen.pixel_values, toy.patches(np.asarray(picture)[None]), atol=1e-5)
+    assert torch.allclose(seen.pixel_values, base_policy.patches(np.asarray(picture)[None]), atol=1e-5)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
     assert model.dtype == torch.float32 and sum(p.numel() for p in model.parameters()) < 700_000
     ends = [words.eos_token_id, words.pad_token_id]
@@ -163,14 +165,15 @@ def test_a_short_training_leaves_a_checkpoint_that_loads_back(tmp_path):
 
 
 def test_padding_on_the_right_changes_nothing(words):
-    model = toy.build_model(words).eval()
+    model = base_policy.build_model(words).eval()
     short, long = "<answer> finch </answer>", "<think> i see red , clear view </think> <answer> owl </answer>"
-    pixels = np.stack([np.asarray(toy.draw("bird", "val", i)[0]) for i in range(2)])
+    pixels = np.stack([np.asarray(world.draw("bird", "val", i)[0]) for i in range(2)])
 
-    def logits(captions, rows):
-        ids, _, types = toy.collate(words, [toy.PROMPTS["base"]] * len(captions), captions)
+    def logits(texts, rows):
+        ids, _, types = base_policy.collate(words, [captions.PROMPTS["base"]] * len(texts), texts)
         with torch.no_grad():
-            return model(input_ids=ids, mm_token_type_ids=types, pixel_values=toy.patches(pixels[rows]),
+            return model(input_ids=ids, mm_token_type_ids=types,
+                         pixel_values=base_policy.patches(pixels[rows]),
                          image_grid_thw=torch.tensor([[1, 6, 6]] * len(rows))).logits
     alone, together = logits([short], [0]), logits([short, long], [0, 1])
     assert (together[0, :alone.shape[1]] - alone[0]).abs().max() < 1e-4

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
-import trees
 
 import lora
 import policy as policies
 import rollout
+import tiny
 import train
+import trees
 from grpo import group_advantages
-from judge import TaxonomyJudge
+from judges.taxonomy import TaxonomyJudge
 from reward import Category, speciarl_rewards
 from rollout import parse_answer, sample
 

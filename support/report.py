@@ -1,6 +1,6 @@
 """A run as one web page: the table, the curves, and pictures with their answers, before and after.
 
-    python report.py runs/toy-speciarl-seed0          writes report.html into that folder
+    python -m support.report runs/toy-speciarl-seed0          writes report.html into that folder
 
 The page loads nothing, runs no script and escapes every string of the run: answers are a model's output.
 """
@@ -193,7 +193,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         print(f"{write(run, examples)}{note}")
     except (ValueError, OSError, LookupError, TypeError, AttributeError) as e:
-        raise SystemExit(f"report.py: {e if str(run) in str(e) else f'{run} is broken: {e!r}'}") from None
+        why = e if str(run) in str(e) else f"{run} is broken: {e!r}"
+        raise SystemExit(f"support.report: {why}") from None
 
 
 if __name__ == "__main__":

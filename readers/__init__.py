@@ -1,0 +1,1 @@
+"""Readers of the published datasets, their download, and what a set holds."""

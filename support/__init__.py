@@ -1,0 +1,1 @@
+"""What stands around the method: command line, run folder, processes, checkpoints, tables, report."""

@@ -1,0 +1,24 @@
+"""The embedded world's base policy and a sheet of its pictures.
+
+    python -m toy                      train the base policy, or find it in the cache
+    python -m toy --sheet world.png    and draw a contact sheet of the world
+"""
+
+import argparse
+
+from toy.base_policy import base_policy
+from toy.world import contact_sheet
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("--seed", type=int, default=0, help="of the base policy (default 0)")
+    p.add_argument("--sheet", metavar="PNG", help="also draw a contact sheet of the world")
+    args = p.parse_args()
+    if args.sheet:
+        contact_sheet(args.sheet)
+    print(base_policy(args.seed))
+
+
+if __name__ == "__main__":
+    main()
