@@ -81,6 +81,23 @@ def read_image(path) -> Image.Image:
         raise BadImage(f"cannot read the image {path}: {reason}") from None
 
 
+def read_images(examples: list[Example]) -> tuple[list[Example], list[Image.Image], list[str]]:
+    """The examples whose image can be read, their images, and a line for each image that can't: it is named
+    and counted, never sampled."""
+    readable = []
+    images = []
+    unreadable = []
+    for example in examples:
+        try:
+            image = example.image()
+        except BadImage as error:
+            unreadable.append(str(error))
+            continue
+        readable.append(example)
+        images.append(image)
+    return readable, images, unreadable
+
+
 def load(name: str, split: str = "train", root=None, limit: int | None = None,
          seed: int | random.Random = 42, protocol: str = "official") -> list[Example]:
     """The examples of one split: "train", "val", "test", or the publisher's own name for one ("trainval").
