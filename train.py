@@ -227,15 +227,17 @@ def labelled(policy, images: list, ids: list[str], question: str, labels: dict, 
 
 
 def update(policy, optimizer, groups: list, advantages: torch.Tensor, config: Config,
-           tokens: list[int] | None = None) -> dict[str, float]:
+           places: list[int] | None = None) -> dict[str, float]:
     """One step's optimizer updates: a minibatch each, in micro-batches under the minibatch's own denominator.
 
-    groups: B, None where another process holds the image; advantages: (B, N); tokens: B completion lengths,
-    summed over N, of all processes' groups. Returns the step's statistics, means over tokens.
+    groups: B that this process holds; advantages: (B, N); places: where each of them stands in the step (None:
+    one after the other). A place without a group, because it left the step or another process holds it, is a
+    hole in its minibatch: it enters no denominator and no mean, and a minibatch of holes alone, in every
+    process, makes no update. Returns the step's statistics, means over tokens; {} for a step of holes alone.
     """
     loss = LOSSES[config.loss]
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
-    tokens = tokens or [int(g.mask.sum()) for g in groups]
+    places = range(len(groups)) if places is None else places
     advantages = advantages.to(policy.device)
 
     def rows(members: list[int]) -> list[torch.Tensor]:
@@ -246,15 +248,22 @@ def update(policy, optimizer, groups: list, advantages: torch.Tensor, config: Co
                                    config.temperature, config.checkpointing)
 
     minibatches = []  # (micro-batches of group numbers, denominator over all processes)
-    for members in chunks(list(range(len(groups))), config.minibatch):
-        denominator = (sum(tokens[i] for i in members) if loss["mode"] == "token-mean" else
+    for start in range(0, config.images_per_step, config.minibatch):
+        members = [i for i, place in enumerate(places) if start <= place < start + config.minibatch]
+        denominator = (sum(int(groups[i].mask.sum()) for i in members) if loss["mode"] == "token-mean" else
                        len(members) * advantages.shape[1] * config.max_new_tokens)
+        # every process enters here, whatever it holds
+        denominator = sum(gather([denominator]))
+        if denominator == 0:
+            continue
         # without KL equal rewards teach nothing; their tokens stay in the denominator
-        members = [i for i in members if groups[i] is not None and (config.beta or advantages[i].any())]
+        members = [i for i in members if config.beta or advantages[i].any()]
         minibatches.append((chunks(members, config.micro_batch), denominator))
     # The first minibatch meets the weights that sampled it; for the others the old log-probs are taken before
     # anything moves, in the same micro-batches, so that an unmoved ratio is exactly 1. A label was not
     # sampled: its ratio always is 1, and the gradient that of its likelihood.
+    if not minibatches:
+        return {}
     later = minibatches[1:] if config.method == "rl" else []
     with torch.no_grad():
         old = {m[0]: score(m) for micros, _ in later for m in micros}
@@ -439,20 +448,20 @@ def main(argv: list[str] | None = None) -> Path:
             line = {"step": step, "images": len(whole), "unreadable": len(unreadable),
                     "judge_errors": len(entries) - len(whole),
                     "lr": config.lr * min(1.0, step / max(1, config.warmup))}
-            own, updating = {g.id: g for g in groups}, time.perf_counter()
-            if whole:
-                for group in optimizer.param_groups:
-                    group["lr"] = line["lr"]
-                rewards = [entry["rewards"] for entry in whole]
-                if config.method == "rl":
-                    advantages = group_advantages(torch.tensor(rewards), LOSSES[config.loss]["scale"])
-                    line |= group_figures([entry["categories"] for entry in whole], rewards,
-                                          advantages.tolist(), config.quorum)
-                else:
-                    advantages = torch.ones(len(whole), 1)
-                line |= update(policy, optimizer, [own.get(entry["id"]) for entry in whole], advantages,
-                               config, [entry["tokens"] for entry in whole])
-            del groups, own  # the prompts' embeddings in them would take room in the next rollout
+            updating = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = line["lr"]
+            rewards = {entry["id"]: entry["rewards"] for entry in whole}
+            scale = LOSSES[config.loss]["scale"]
+            groups = [g for g in groups if g.id in rewards]
+            own = torch.tensor([rewards[g.id] for g in groups]).view(len(groups), -1 if groups else config.n)
+            advantages = group_advantages(own, scale) if config.method == "rl" else torch.ones(len(groups), 1)
+            dealt = dict(gather([(g.id, row) for g, row in zip(groups, advantages.tolist())]))
+            if whole and config.method == "rl":
+                line |= group_figures([entry["categories"] for entry in whole], list(rewards.values()),
+                                      [dealt[entry["id"]] for entry in whole], config.quorum)
+            line |= update(policy, optimizer, groups, advantages, config, [place[g.id] for g in groups])
+            del groups  # the prompts' embeddings in them would take room in the next rollout
             updated = time.perf_counter()
             tokens = sum(entry["tokens"] for entry in entries)
             answers = max(1, sum(len(entry["answers"]) for entry in entries))

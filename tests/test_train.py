@@ -259,9 +259,9 @@ def rollouts(policy, n=4, images=4, temperature=1.0):
                   temperature=temperature, max_new_tokens=10)
 
 
-def updated(policy, groups, advantages, **settings):
+def updated(policy, groups, advantages, places=None, **settings):
     """Parameters and statistics after one update from the policy as it is, which is put back."""
-    config = train.Config(**{"n": groups[0].mask.shape[0], "minibatch": len(groups),
+    config = train.Config(**{"n": advantages.shape[1], "minibatch": max(1, len(groups)),
                              "max_new_tokens": 10} | settings)
     for name in ("beta", "clip_low", "clip_high"):
         if getattr(config, name) is None:
@@ -269,7 +269,7 @@ def updated(policy, groups, advantages, **settings):
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.SGD(parameters, lr=config.lr)  # the step is the gradient itself
-    stats = train.update(policy, optimizer, groups, advantages, config)
+    stats = train.update(policy, optimizer, groups, advantages, config, places)
     moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(parameters, before)])
     for p, b in zip(parameters, before):
         p.data.copy_(b)
@@ -400,6 +400,30 @@ def test_the_update_changes_none_of_its_inputs(policy):
     kept = [x.clone() for x in inputs]
     updated(policy, groups, advantages, minibatch=2, micro_batch=1)
     assert all(torch.equal(a, b) for a, b in zip(inputs, kept))
+
+
+def test_a_group_that_left_the_step_leaves_a_hole_in_its_minibatch(policy):
+    """Places 0 to 7 in minibatches of 2. The image at place 1 has left, so have both at 4 and 5: the others are
+    updated as two minibatches of one image and two of two, each under its own denominator; a minibatch of holes
+    alone moves nothing and enters no mean."""
+    groups = rollouts(policy, images=5)
+    advantages = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    settings = dict(images_per_step=8, minibatch=2, micro_batch=2, loss="dapo", lr=1e-6)
+    moved, stats = updated(policy, groups, advantages, places=[0, 2, 3, 6, 7], **settings)
+    expected, losses = 0, []
+    for members in ([0], [1, 2], [3, 4]):
+        alone, figures = updated(policy, [groups[i] for i in members], advantages[members], **settings)
+        expected = expected + alone
+        losses.append(figures["policy/loss"])
+    assert (moved - expected).norm() < 1e-3 * expected.norm() and expected.norm() > 0
+    assert stats["policy/loss"] == pytest.approx(np.mean(losses), rel=1e-3)
+    other, _ = updated(policy, groups, advantages, **settings)  # without holes the minibatches are others
+    assert (other - expected).norm() > 1e-2 * expected.norm()
+
+
+def test_a_step_of_holes_alone_makes_no_update(policy):
+    moved, stats = updated(policy, rollouts(policy, images=1)[:0], torch.zeros(0, 4), n=4)
+    assert stats == {} and not moved.any()
 
 
 def test_groups_of_equal_rewards_cost_nothing_without_kl(policy, monkeypatch):
