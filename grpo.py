@@ -9,7 +9,9 @@ Where this departs from the official release (verl):
 1. A group whose rewards are all equal has advantages of exactly 0 (verl leaves rounding dust, which its eps
    of 1e-6 amplifies; a group of one keeps its reward there, and learns nothing here).
 2. One denominator for the whole optimizer step, no mean per micro-batch: how a step is split changes nothing.
-3. `clipfrac` is CleanRL's: the share of tokens whose ratio left the clip range, whatever the advantage's
+3. "seq-mean-token-sum-norm" is a mean over rows too, as Dr. GRPO writes it; verl divides the sum of all rows
+   by the padded length alone.
+4. `clipfrac` is CleanRL's: the share of tokens whose ratio left the clip range, whatever the advantage's
    sign.
 """
 
@@ -166,13 +168,31 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 
 
+def loss_denominator(lengths: Tensor, mode: str, max_length: int) -> Tensor:
+    """What a loss summed over rows is divided by: one number for a whole optimizer step.
+
+    lengths: (R,) tokens of each row; max_length: the longest a row may be. Returns a scalar:
+    - token-mean: the number of tokens;
+    - seq-mean-token-mean: the number of rows (each row is a mean already);
+    - seq-mean-token-sum-norm: the number of rows times max_length (Dr. GRPO).
+    """
+    if mode not in AGGREGATIONS:
+        raise ValueError(f"unknown aggregation {mode!r}: choose one of {', '.join(AGGREGATIONS)}")
+    if mode == "token-mean":
+        return lengths.sum()
+    rows = lengths.new_tensor(len(lengths))
+    if mode == "seq-mean-token-mean":
+        return rows
+    return rows * max_length
+
+
 def aggregate(values: Tensor, mask: Tensor, mode: str, denominator: float | Tensor | None = None) -> Tensor:
     """Per-token values (R, T) to one number, as verl's agg_loss: a sum over rows, divided by a denominator.
 
     - token-mean: all tokens / number of tokens;
     - seq-mean-token-mean: each row's own token mean / number of rows;
-    - seq-mean-token-sum-norm: each row's token sum / length T (Dr. GRPO; verl divides by the padded T alone).
-    denominator None takes those of this tensor. Passing the whole optimizer step's makes the losses of its
+    - seq-mean-token-sum-norm: each row's token sum / length T / number of rows (Dr. GRPO).
+    denominator None takes that of this tensor (loss_denominator). Passing the whole optimizer step's makes the losses of its
     micro-batches add up to the loss of the undivided step.
     """
     if mode not in AGGREGATIONS:
@@ -183,6 +203,5 @@ def aggregate(values: Tensor, mask: Tensor, mode: str, denominator: float | Tens
     if mode == "seq-mean-token-mean":
         rows = rows / lengths.clamp(min=1)
     if denominator is None:
-        denominator = {"token-mean": lengths.sum(), "seq-mean-token-mean": torch.tensor(lengths.numel()),
-                       "seq-mean-token-sum-norm": torch.tensor(mask.shape[-1])}[mode].clamp(min=1)
+        denominator = loss_denominator(lengths, mode, mask.shape[-1]).clamp(min=1)
     return rows.sum() / denominator

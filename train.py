@@ -32,7 +32,8 @@ from tqdm import tqdm
 
 import data
 from evaluate import ask, before_and_after, category_name, evaluate
-from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, masked_mean, policy_loss
+from grpo import (KL_CLAMP, aggregate, group_advantages, k3_kl, loss_denominator, masked_mean,
+                  policy_loss)
 from judge import JUDGE_ERROR, judge_groups
 from lora import adapters_off, add_lora, save_adapter
 from metrics import average, group_figures
@@ -250,10 +251,10 @@ def update(policy, optimizer, groups: list, advantages: torch.Tensor, config: Co
     minibatches = []  # (micro-batches of group numbers, denominator over all processes)
     for start in range(0, config.images_per_step, config.minibatch):
         members = [i for i, place in enumerate(places) if start <= place < start + config.minibatch]
-        denominator = (sum(int(groups[i].mask.sum()) for i in members) if loss["mode"] == "token-mean" else
-                       len(members) * advantages.shape[1] * config.max_new_tokens)
+        lengths = torch.cat([torch.zeros(0), *(groups[i].mask.sum(1).cpu() for i in members)])
+        denominator = loss_denominator(lengths, loss["mode"], config.max_new_tokens)
         # every process enters here, whatever it holds
-        denominator = sum(gather([denominator]))
+        denominator = sum(gather([float(denominator)]))
         if denominator == 0:
             continue
         # without KL equal rewards teach nothing; their tokens stay in the denominator

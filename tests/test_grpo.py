@@ -10,6 +10,7 @@ from grpo import (
     chunked_logprobs,
     group_advantages,
     k3_kl,
+    loss_denominator,
     masked_mean,
     policy_loss,
     token_logprobs,
@@ -336,7 +337,7 @@ MASK = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1]])
 
 @pytest.mark.parametrize("mode, own, given", [      # sums 3, 3, 15; lengths 2, 1, 3; T = 3
     ("token-mean", 21 / 6, 21 / 10), ("seq-mean-token-mean", (1.5 + 3 + 5) / 3, 9.5 / 10),
-    ("seq-mean-token-sum-norm", 21 / 3, 21 / 10)])
+    ("seq-mean-token-sum-norm", 21 / 3 / 3, 21 / 10)])
 def test_aggregate_by_hand(mode, own, given):
     assert aggregate(VALUES, MASK, mode).item() == pytest.approx(own)
     assert aggregate(VALUES, MASK, mode, denominator=10).item() == pytest.approx(given)
@@ -344,11 +345,21 @@ def test_aggregate_by_hand(mode, own, given):
     assert aggregate(VALUES.masked_fill(MASK == 0, NAN), MASK.bool(), mode).item() == pytest.approx(own)
 
 
+@pytest.mark.parametrize("mode, expected", [
+    ("token-mean", 2 + 1 + 3), ("seq-mean-token-mean", 3), ("seq-mean-token-sum-norm", 3 * 7)])
+def test_the_denominator_by_hand(mode, expected):
+    """Rows of 2, 1 and 3 tokens that could have been 7 long."""
+    assert loss_denominator(torch.tensor([2, 1, 3]), mode, max_length=7).item() == expected
+    assert loss_denominator(torch.tensor([]), mode, max_length=7).item() == 0
+    with pytest.raises(ValueError, match="token-mean"):
+        loss_denominator(torch.tensor([2]), "mean", max_length=7)
+
+
 @pytest.mark.parametrize("mode", AGGREGATIONS)
 def test_micro_batches_add_up_under_one_denominator(mode):
     """1 x 8 rows or 4 x 2 rows, each cut to its own longest completion: one loss, one gradient."""
     new, old, advantages, mask = random_step()
-    denominator = {"token-mean": mask.sum(), "seq-mean-token-mean": 8, "seq-mean-token-sum-norm": 6}[mode]
+    denominator = {"token-mean": mask.sum(), "seq-mean-token-mean": 8, "seq-mean-token-sum-norm": 8 * 6}[mode]
     grads, totals = [], []
     for size in (8, 2):
         x = new.clone().requires_grad_()
@@ -363,7 +374,8 @@ def test_micro_batches_add_up_under_one_denominator(mode):
         grads.append(x.grad)
         totals.append(total)
     assert totals[0] == pytest.approx(totals[1], abs=1e-6) and torch.allclose(*grads, atol=1e-7)
-    # and the step's own denominators are those that None takes
+    # and the step's own denominator is the one that None takes, and loss_denominator makes
+    assert loss_denominator(mask.sum(1), mode, 6) == denominator
     assert aggregate(policy_loss(new, old, advantages, mask)[0], mask, mode).item() == pytest.approx(
         totals[0], abs=1e-6)
 
@@ -389,7 +401,7 @@ def test_masked_mean():
 
 
 def test_no_function_changes_its_inputs():
-    """FIELD.md, bug 1: a write through a view rescales a later loss."""
+    """A write through a view would rescale a later loss."""
     new, old, advantages, mask = random_step()
     mask = mask.bool()  # as train.py gives it: of a float one the functions would only spoil their own copy
     hidden, weight, targets = torch.randn(8, 6, 4), torch.randn(7, 4), torch.randint(7, (8, 6))
