@@ -33,7 +33,7 @@ from transformers import AutoModel, AutoTokenizer
 import data
 from judge import JUDGE_ERROR, Judge, add_arguments, judge_groups, normalize_label
 from lora import adapter_config, adapters_off
-from metrics import Tally, means_over, measured, similarity, text_inclusion
+from metrics import Tally, means_over, measured, merge, similarity, text_inclusion
 from reward import Category
 from rollout import PROMPTS, Group, sample
 from support.answers import answers_file, written
@@ -51,6 +51,7 @@ from support.opening import (
     question_for,
     trust,
 )
+from support.processes import gather, share
 from support.tables import table
 from toy import captions
 
@@ -158,15 +159,15 @@ def evaluate(*args, **kwargs) -> dict:
 def before_and_after(policy, judge: Judge, tests: dict[str, list], question: str, max_new_tokens: int,
                      seed: int, most_errors: float = 1.0, rows: int = 256) -> dict:
     """Every test set, greedy and one sample at temperature 1, with the adapters off (the model as it came)
-    and on."""
+    and on. Every process answers its own share of the images."""
     results = {}
     for when in ("before", "after"):
         for how, temperature in (("greedy", 0.0), ("temperature 1", 1.0)):
             for name, examples in tests.items():
                 with adapters_off(policy.model) if when == "before" else nullcontext():
-                    result = evaluate(policy, judge, examples, question, 1, temperature, max_new_tokens, seed,
-                                      rows, f"{when} {name}")
-                s = result["summary"]
+                    own = evaluate(policy, judge, share(examples), question, 1, temperature, max_new_tokens,
+                                   seed, rows, f"{when} {name}")
+                s = merge(gather([own["summary"]]))
                 trust(judge, s.judge_errors, s.n + s.judge_errors, most_errors, f"answers to {name}")
                 results.setdefault(how, {}).setdefault(name, {})[when] = s.to_json()
     return results

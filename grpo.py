@@ -192,8 +192,8 @@ def aggregate(values: Tensor, mask: Tensor, mode: str, denominator: float | Tens
     - token-mean: all tokens / number of tokens;
     - seq-mean-token-mean: each row's own token mean / number of rows;
     - seq-mean-token-sum-norm: each row's token sum / length T / number of rows (Dr. GRPO).
-    denominator None takes that of this tensor (loss_denominator). Passing the whole optimizer step's makes the losses of its
-    micro-batches add up to the loss of the undivided step.
+    denominator None takes that of this tensor (loss_denominator). Passing the whole optimizer step's makes
+    the losses of its micro-batches add up to the loss of the undivided step.
     """
     if mode not in AGGREGATIONS:
         raise ValueError(f"unknown aggregation {mode!r}: choose one of {', '.join(AGGREGATIONS)}")

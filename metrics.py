@@ -67,6 +67,14 @@ def summarize(categories: Sequence[Category | None], judge_errors: int = 0, unre
                    malformed, judge_errors, unreadable)
 
 
+def merge(summaries: Sequence[Summary]) -> Summary:
+    """The Summary of all their answers together."""
+    counts = {c: sum(s.counts[c] for s in summaries) for c in Category}
+    categories = [c for c, k in counts.items() for _ in range(k)]
+    categories += [None] * sum(s.malformed for s in summaries)
+    return summarize(categories, sum(s.judge_errors for s in summaries), sum(s.unreadable for s in summaries))
+
+
 def best_of_n(groups: Sequence[Sequence[Category | None]]) -> list[Category | None]:
     """Each image's best answer by the ladder (an oracle picks: the ceiling of what N samples hold); None only
     where every answer is malformed."""

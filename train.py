@@ -32,11 +32,10 @@ from tqdm import tqdm
 
 import data
 from evaluate import ask, before_and_after, category_name, evaluate
-from grpo import (KL_CLAMP, aggregate, group_advantages, k3_kl, loss_denominator, masked_mean,
-                  policy_loss)
+from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, loss_denominator, masked_mean, policy_loss
 from judge import JUDGE_ERROR, judge_groups
 from lora import adapters_off, add_lora, save_adapter
-from metrics import average, group_figures
+from metrics import average, group_figures, merge
 from policy import completion_logprobs, encode
 from reward import SCHEMES, Category, dynamic_bar, inject_noise, speciarl_rewards, static_rewards
 from rollout import Group, sample, seed_for, stack
@@ -67,9 +66,9 @@ from support.opening import (
     question_for,
     trust,
 )
-from support.processes import RANK, WORLD, gather, start_processes, sum_gradients
+from support.processes import RANK, gather, share, start_processes, sum_gradients
 from support.run_folder import load_state, save_state
-from support.step_log import _peak_gb, peak_gb
+from support.step_log import peak_gb
 from support.tables import comparison
 
 MAX_GRAD_NORM = 1.0  # official
@@ -386,8 +385,13 @@ def main(argv: list[str] | None = None) -> Path:
     rows = min(config.rows, 256)  # where one image gets one answer, each row has a prompt to encode
 
     def validate() -> dict[str, float]:
-        sums = [evaluate(policy, judge, v, question, max_new_tokens=config.max_new_tokens, rows=rows,
-                         label=f"validate {name}")["summary"] for name, v in validation.items() if v]
+        """Every process answers its own share of the images."""
+        sums = []
+        for name, images in validation.items():
+            if images:
+                own = evaluate(policy, judge, share(images), question, max_new_tokens=config.max_new_tokens,
+                               rows=rows, label=f"validate {name}")
+                sums.append(merge(gather([own["summary"]])))
         for s in sums:
             trust(judge, s.judge_errors, s.n + s.judge_errors, config.max_judge_errors, "validation answers")
         return {f"val/{k}": v for k, v in average(sums).items()} if sums else {}
@@ -408,10 +412,12 @@ def main(argv: list[str] | None = None) -> Path:
     progress = tqdm(total=steps, initial=max(done, 0), desc="train", unit="step", dynamic_ncols=True,
                     disable=RANK > 0)
     try:
-        if done < 0 and RANK == 0:
-            append(run / "log.jsonl", [{"step": 0} | validate() | {"mem/peak_gb": _peak_gb()}])
-            show(0)
-            save_state(run, policy, optimizer, 0)
+        if done < 0:
+            line = {"step": 0} | validate() | {"mem/peak_gb": peak_gb()}
+            if RANK == 0:
+                append(run / "log.jsonl", [line])
+                show(0)
+                save_state(run, policy, optimizer, 0)
         for step in range(max(done, 0) + 1, steps + 1):
             start = time.perf_counter()
             # N answers to each image (for SFT, its label)
@@ -423,7 +429,7 @@ def main(argv: list[str] | None = None) -> Path:
             else:
                 answer = partial(labelled, labels={e.id: e.label for e in batch},
                                  toy=is_toy(config.data.split(",")))
-            read, groups, unreadable = ask(policy, batch[RANK::WORLD], question, answer)
+            read, groups, unreadable = ask(policy, share(batch), question, answer)
             sampled = time.perf_counter()
 
             # a rung for each answer; a group that the judge failed on leaves the step whole
@@ -473,12 +479,13 @@ def main(argv: list[str] | None = None) -> Path:
                      "time/rollout": sampled - start, "time/judge": judge_seconds,
                      "time/update": updated - updating, "time/step": updated - start,
                      "time/tokens_per_s": tokens / (updated - start), "mem/peak_gb": peak_gb()}
+            # validation, then the step's lines, then the state that vouches for them
+            validating = config.eval_every and step % config.eval_every == 0
+            if validating:
+                line |= validate()
             if RANK > 0:
                 continue
-
-            # validation, then the step's lines, then the state that vouches for them
-            if config.eval_every and step % config.eval_every == 0:
-                line |= validate()
+            if validating:
                 save_adapter(policy.model, run / "adapter", policy.name)
             append(run / "samples.jsonl", [{"step": step, "unreadable": text} for text in unreadable] + [
                 sample_line(step, entry, config) for entry in entries if config.method == "rl"])
@@ -492,11 +499,12 @@ def main(argv: list[str] | None = None) -> Path:
                                  | {"tok/s": f"{line['time/tokens_per_s']:.0f}"}
                                  | {k: line[k] for k in ("judge_errors", "unreadable") if line[k]})
         progress.close()
-        if RANK > 0:
-            return run
-        save_adapter(policy.model, run / "adapter", policy.name)
+        if RANK == 0:
+            save_adapter(policy.model, run / "adapter", policy.name)
         results = before_and_after(policy, judge, tests, question, config.max_new_tokens, config.seed,
                                    config.max_judge_errors, rows)
+        if RANK > 0:
+            return run
         write_json(run / "eval.json", results)
         report.write(run, examples + shown)
     except KeyboardInterrupt:

@@ -16,10 +16,15 @@ def start_processes() -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "nccl" if torch.cuda.is_available() else "gloo"
-        # the first process validates alone: the others must not take its silence for death
+        # a judge may be slow to answer one process: the others must not take its silence for death
         dist.init_process_group(backend, timeout=timedelta(hours=12))
         if backend == "gloo":  # a thread of it that frees a tensor while Python ends would abort the process
             atexit.register(dist.destroy_process_group)
+
+
+def share(items: list) -> list:
+    """This process's own of the items: every WORLD-th."""
+    return items[RANK::WORLD]
 
 
 def gather(items: list) -> list:

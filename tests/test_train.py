@@ -403,9 +403,9 @@ def test_the_update_changes_none_of_its_inputs(policy):
 
 
 def test_a_group_that_left_the_step_leaves_a_hole_in_its_minibatch(policy):
-    """Places 0 to 7 in minibatches of 2. The image at place 1 has left, so have both at 4 and 5: the others are
-    updated as two minibatches of one image and two of two, each under its own denominator; a minibatch of holes
-    alone moves nothing and enters no mean."""
+    """Places 0 to 7 in minibatches of 2. The image at place 1 has left, so have both at 4 and 5: the others
+    are updated as a minibatch of one image and two of two, each under its own denominator; a minibatch of
+    holes alone moves nothing and enters no mean."""
     groups = rollouts(policy, images=5)
     advantages = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     settings = dict(images_per_step=8, minibatch=2, micro_batch=2, loss="dapo", lr=1e-6)
@@ -516,7 +516,9 @@ def test_sft_learns_its_labels(tmp_path, checkpoint, tree_judge):
     assert json.loads((run / "eval.json").read_text())["greedy"]["cub"]["after"]["n"] == 3
 
 
-@pytest.mark.parametrize("options", [[], ["--loss", "dapo", "--minibatch", "4"]])
+@pytest.mark.parametrize("options", [
+    [], ["--loss", "dapo", "--minibatch", "4"],
+    ["--images-per-step", "2", "--minibatch", "1"]])  # in each minibatch one process holds nothing, once both
 def test_two_processes_are_one(tmp_path, checkpoint, tree_judge, options):
     """torchrun with gloo: the same samples, and but for the order of sums the same weights and log. One image
     is unreadable, and with two minibatches one is off-policy."""
