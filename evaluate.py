@@ -39,18 +39,8 @@ from rollout import PROMPTS, Group, sample
 from support.answers import answers_file, written
 from support.command_line import first_line
 from support.files import append, write_json
-from support.opening import (
-    JUDGE,
-    MODEL,
-    TOY_SETS,
-    VERDICTS,
-    JudgeFailed,
-    is_toy,
-    load_judge,
-    load_policy,
-    question_for,
-    trust,
-)
+from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, is_toy, load_judge, load_policy,
+                             question_for, trust)
 from support.processes import gather, share
 from support.tables import table
 from toy import captions

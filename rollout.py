@@ -70,6 +70,12 @@ class Group:
     answers: list[str | None]
     truncated: int  # completions that had not ended after max_new_tokens
 
+    # What a training step adds: the image's label, and N of each (None: a step has not come so far).
+    truth: str = ""
+    categories: list | None = None
+    rewards: list[float] | None = None
+    advantages: list[float] | None = None
+
 
 class Sampler(LogitsProcessor):
     """Chooses each row's next token and leaves `generate` no other: by inverse transform of a given uniform
@@ -112,6 +118,8 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
     0 is greedy. At most max_rows rows are decoded at a time, half as many from then on where memory runs
     out, prompts of one length together, so that no prompt is padded.
     """
+    if not images:
+        return []
     prompts = encode(policy, images, question)
     made: list[list] = [[None] * n for _ in prompts]   # (completion, mask, log-probs) of each row, (T,) each
     todo = [(i, k) for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])) for k in range(n)]

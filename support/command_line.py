@@ -1,55 +1,135 @@
-"""Command lines: options from a dataclass, what they may be, and mistakes that end in one line."""
+"""Command lines: options made from a dataclass, what their values may be, and mistakes that end in one line.
+
+A field of the dataclass is made by `option(default, help, source, must, ...)`. Its name is the option's, its
+type the value's, and `must` a pair of a test and the words for what passes it.
+"""
 
 import argparse
+import json
 import math
+import sys
+from contextlib import contextmanager
 from dataclasses import field, fields
+from pathlib import Path
 
 import torch
 
 # What an option may be: a test, and its words.
-COUNT = (lambda v: v >= 1, "at least 1")
-GROUP = (lambda v: v >= 2, "at least 2: a group of one has nothing to compare itself with")
-SHARE = (lambda v: 0 <= v <= 1, "in [0, 1]")
-FROM_0 = (lambda v: 0 <= v < math.inf, "0 or more")
-ABOVE_0 = (lambda v: 0 < v < math.inf, "above 0")
+COUNT = (lambda value: value >= 1, "at least 1")
+GROUP = (lambda value: value >= 2, "at least 2: a group of one has nothing to compare itself with")
+SHARE = (lambda value: 0 <= value <= 1, "in [0, 1]")
+FROM_0 = (lambda value: 0 <= value < math.inf, "0 or more")
+ABOVE_0 = (lambda value: 0 < value < math.inf, "above 0")
 FINITE = (math.isfinite, "a finite number")
 
 
 def option(default, help, source="", must=None, **argument):
-    return field(default=default,
-                 metadata={"help": help, "source": source, "must": must, "argument": argument})
-
-
-def parser(config_class, presets: dict, description: str) -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(usage="%(prog)s [options]; --help lists them", description=description,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
-    for f in fields(config_class):
-        argument = dict(f.metadata["argument"])
-        if f.type is bool:
-            argument["action"] = argparse.BooleanOptionalAction
-        elif "type" not in argument:
-            argument["type"] = next(t for t in (int, float, str) if t.__name__ in str(f.type))
-        toy_value = f"toy {presets['toy'][f.name]}" if f.name in presets["toy"] else ""
-        notes = "; ".join(filter(None, [f"default {f.default}", toy_value, f.metadata["source"]]))
-        text = f"{f.metadata['help']} ({notes})".replace("%", "%%")
-        p.add_argument(flag(f.name), default=argparse.SUPPRESS, help=text, **argument)
-    return p
+    """A field of a configuration, with what --help says of it. argument: more for argparse's add_argument."""
+    metadata = {"help": help, "source": source, "must": must, "argument": argument}
+    return field(default=default, metadata=metadata)
 
 
 def flag(name: str) -> str:
+    """images_per_step -> --images-per-step"""
     return "--" + name.replace("_", "-")
 
 
+def parser(config_class, preset: dict, description: str) -> argparse.ArgumentParser:
+    """A command line with an option for each field, and --resume. An option that is not given is not in what
+    it parses, so that presets and defaults can be told from the user's own words.
+
+    preset: the embedded world's values, which --help shows beside the defaults.
+    """
+    made = argparse.ArgumentParser(usage="%(prog)s [options]; --help lists them", description=description,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--resume", metavar="DIR", help="go on with the run in this folder")
+    for option_field in fields(config_class):
+        argument = dict(option_field.metadata["argument"])
+        if option_field.type is bool:
+            argument["action"] = argparse.BooleanOptionalAction
+        elif "type" not in argument:
+            argument["type"] = type_of(option_field)
+        made.add_argument(flag(option_field.name), default=argparse.SUPPRESS,
+                          help=help_of(option_field, preset), **argument)
+    return made
+
+
+def type_of(option_field) -> type:
+    """The type to read the option's text with: of `int | None`, int."""
+    for kind in (int, float, str):
+        if kind.__name__ in str(option_field.type):
+            return kind
+    raise TypeError(f"an option cannot be of the type {option_field.type}")
+
+
+def help_of(option_field, preset: dict) -> str:
+    """What it is, its default, the embedded world's value, and where the default comes from."""
+    notes = [f"default {option_field.default}"]
+    if option_field.name in preset:
+        notes.append(f"toy {preset[option_field.name]}")
+    if option_field.metadata["source"]:
+        notes.append(option_field.metadata["source"])
+    text = f"{option_field.metadata['help']} ({'; '.join(notes)})"
+    return text.replace("%", "%%")  # argparse would read a % as a placeholder
+
+
 def check(config) -> None:
-    for f in fields(config):
-        value, must = getattr(config, f.name), f.metadata["must"]
-        if must and value is not None and not must[0](value):
-            raise ValueError(f"{flag(f.name)} must be {must[1]}, got {value}")
+    """Raises ValueError for the first value that is not what its option must be."""
+    for option_field in fields(config):
+        value = getattr(config, option_field.name)
+        must = option_field.metadata["must"]
+        if must is None or value is None:
+            continue
+        passes, words = must
+        if not passes(value):
+            raise ValueError(f"{flag(option_field.name)} must be {words}, got {value}")
 
 
-def first_line(e: BaseException) -> str:
+def saved_config(folder: Path, config_class):
+    """The configuration of the run in a folder. Raises ValueError where there is none of this version."""
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(f"nothing to resume in {folder}: there is no config.json")
+    try:
+        saved = json.loads(file.read_text())
+        saved["betas"] = tuple(saved["betas"])  # JSON has lists only
+        config = config_class(**saved)
+        check(config)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} is not the configuration of a run of this version: {error}") from None
+    return config
+
+
+def resumed_config(folder: Path, config_class, given: dict, may_change: set[str]):
+    """The configuration of a run to go on with. Raises ValueError that names the settings that were given
+    and differ, but for those that may change."""
+    config = saved_config(folder, config_class)
+    for name in may_change & given.keys():
+        setattr(config, name, given[name])
+    check(config)
+    changed = []
+    for name, value in given.items():
+        if getattr(config, name) != value:
+            changed.append(f"{flag(name)} was {getattr(config, name)}, now {value}")
+    if changed:
+        raise ValueError("a resumed run keeps its settings: " + "; ".join(changed))
+    return config
+
+
+def first_line(error: BaseException) -> str:
     """What an error says, as the one line that a user's mistake ends in."""
-    if isinstance(e, torch.cuda.OutOfMemoryError):
+    if isinstance(error, torch.cuda.OutOfMemoryError):
         return "out of GPU memory: lower --rows, --max-pixels, --max-new-tokens or --n"
-    return (str(e).splitlines() or [type(e).__name__])[0]
+    lines = str(error).splitlines() or [type(error).__name__]
+    return lines[0]
+
+
+@contextmanager
+def one_line_errors(program: str):
+    """What a user can get wrong before the first step ends here, in one line and a status."""
+    try:
+        yield
+    except (ValueError, OSError, torch.cuda.OutOfMemoryError) as error:
+        sys.exit(f"{program}: {first_line(error)}")
+    except KeyboardInterrupt:
+        sys.exit(f"{program}: stopped before the first step")

@@ -1,4 +1,9 @@
-"""Several processes (torchrun): images are split over them, everything else each does alike."""
+"""Several processes (torchrun): each holds its own share of the images, and all hold the same weights.
+
+Beside the gradients only counts, statistics and log lines cross processes. A collective (gather, total,
+sum_gradients) is entered by every process alike, whatever images it holds: one that stayed out would leave
+the others waiting. With one process they do nothing.
+"""
 
 import atexit
 import os
@@ -7,19 +12,27 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-WORLD = int(os.environ.get("WORLD_SIZE", 1))  # as torchrun sets it
-RANK = int(os.environ["RANK"]) if WORLD > 1 else 0
+WORLD = int(os.environ.get("WORLD_SIZE", 1))  # how many processes, as torchrun sets it
+RANK = int(os.environ["RANK"]) if WORLD > 1 else 0  # which of them this one is; the first writes the files
 
 
 def start_processes() -> None:
-    if WORLD > 1 and not dist.is_initialized():
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        backend = "nccl" if torch.cuda.is_available() else "gloo"
-        # a judge may be slow to answer one process: the others must not take its silence for death
-        dist.init_process_group(backend, timeout=timedelta(hours=12))
-        if backend == "gloo":  # a thread of it that frees a tensor while Python ends would abort the process
-            atexit.register(dist.destroy_process_group)
+    """Joins the processes that torchrun started; once."""
+    if WORLD == 1 or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "nccl"
+    else:
+        backend = "gloo"
+
+    # A judge may be slow to answer one process: the others must not take its silence for death.
+    dist.init_process_group(backend, timeout=timedelta(hours=12))
+
+    # A thread of gloo's that frees a tensor while Python ends would abort the process, so its group is closed
+    # before. NCCL has no such thread, and closing it would wait for the others, of which one may have failed.
+    if backend == "gloo":
+        atexit.register(dist.destroy_process_group)
 
 
 def share(items: list) -> list:
@@ -28,18 +41,35 @@ def share(items: list) -> list:
 
 
 def gather(items: list) -> list:
-    """The lists of all processes as one; what every process holds after it is the same."""
+    """The lists of all processes as one list, which is the same in every process."""
     if WORLD == 1:
         return items
     parts: list = [None] * WORLD
     dist.all_gather_object(parts, items)
-    return [item for part in parts for item in part]
+    everything = []
+    for part in parts:
+        everything += part
+    return everything
+
+
+def total(number: float) -> float:
+    """The sum of every process's number."""
+    return sum(gather([number]))
 
 
 def sum_gradients(parameters: list) -> None:
-    """Losses stand under the step's global denominator already, so gradients add up: one call an update."""
-    if WORLD > 1:
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-        dist.all_reduce(flat)
-        for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-            p.grad = part.view_as(p)
+    """Adds up every process's gradients, in one call. Losses stand under the step's denominator already, so
+    the sum is the gradient of the whole step. A parameter without a gradient counts as zero."""
+    if WORLD == 1:
+        return
+    gradients = []
+    for parameter in parameters:
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        gradients.append(gradient.flatten())
+    flat = torch.cat(gradients)
+
+    dist.all_reduce(flat)
+
+    sizes = [parameter.numel() for parameter in parameters]
+    for parameter, gradient in zip(parameters, flat.split(sizes)):
+        parameter.grad = gradient.view_as(parameter)

@@ -1,3 +1,4 @@
+import json
 import os
 import sys
 from pathlib import Path
@@ -37,3 +38,14 @@ def policy():
     for layer in lora.lora_layers(made.model).values():
         layer.lora_B.data.normal_(0, 0.05, generator=generator)
     return made
+
+
+@pytest.fixture
+def tree_judge(tmp_path):
+    """A taxonomy for the miniature CUB: some of the small checkpoint's answers are right, some generic, some
+    wrong."""
+    import trees
+    names = {label.split(".")[1].replace("_", " "): "bird" for label in trees.BIRDS}
+    file = tmp_path / "tree.json"
+    file.write_text(json.dumps({"parents": names | {"bird": None}}))
+    return file

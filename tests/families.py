@@ -2,16 +2,9 @@
 
 import torch
 from tokenizers import AddedToken, processors
-from transformers import (
-    Idefics3Config,
-    Idefics3ForConditionalGeneration,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-)
+from transformers import (Idefics3Config, Idefics3ForConditionalGeneration, InternVLConfig,
+                          InternVLForConditionalGeneration, Qwen2VLConfig, Qwen2VLForConditionalGeneration,
+                          Qwen3VLConfig, Qwen3VLForConditionalGeneration)
 
 import tiny
 from rollout import PROMPTS

@@ -4,17 +4,8 @@ import math
 import pytest
 import torch
 
-from grpo import (
-    AGGREGATIONS,
-    aggregate,
-    chunked_logprobs,
-    group_advantages,
-    k3_kl,
-    loss_denominator,
-    masked_mean,
-    policy_loss,
-    token_logprobs,
-)
+from grpo import (AGGREGATIONS, aggregate, chunked_logprobs, group_advantages, k3_kl, loss_denominator,
+                  masked_mean, policy_loss, token_logprobs)
 
 INF, NAN = float("inf"), float("nan")
 

@@ -5,22 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from metrics import (
-    FIGURES,
-    Tally,
-    average,
-    best_of_n,
-    bootstrap,
-    difference,
-    group_figures,
-    harmonic_mean,
-    intervals,
-    means_over,
-    measured,
-    similarity,
-    summarize,
-    text_inclusion,
-)
+from metrics import (FIGURES, Tally, average, best_of_n, bootstrap, difference, group_figures, harmonic_mean,
+                     intervals, means_over, measured, similarity, summarize, text_inclusion)
 from reward import Category
 
 W, A, G, L, S, M = Category

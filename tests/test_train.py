@@ -18,8 +18,10 @@ import train
 import trees
 from grpo import group_advantages
 from judges.taxonomy import TaxonomyJudge
-from reward import Category, speciarl_rewards
-from rollout import parse_answer, sample
+from reward import Category, dynamic_bar, speciarl_rewards
+from rollout import sample
+from support.files import append
+from support.run_folder import load_state, save_state
 
 ROOT = Path(train.__file__).parent
 VOLATILE = ("time/", "mem/", "cache/")
@@ -40,16 +42,6 @@ def arguments(tmp_path, checkpoint, judge, *more) -> list[str]:
             "--steps", "3", "--max-new-tokens", "32", "--max-pixels", "6272", "--lora-rank", "8",
             "--lr", "1e-3", "--eval-every", "2", "--eval-limit", "3", "--judge-cache", "none",
             "--out", str(tmp_path / "run"), *more]
-
-
-@pytest.fixture
-def tree_judge(tmp_path):
-    """A taxonomy for the miniature CUB: some of the small checkpoint's answers are right, some generic, some
-    wrong."""
-    names = {label.split(".")[1].replace("_", " "): "bird" for label in trees.BIRDS}
-    file = tmp_path / "tree.json"
-    file.write_text(json.dumps({"parents": names | {"bird": None}}))
-    return file
 
 
 # ---- end to end
@@ -135,20 +127,20 @@ def test_state_is_whole_or_not_at_all(tmp_path, policy, monkeypatch):
     """A kill in the middle of a save leaves the state before, and the logs are cut back to it; without any
     state there are no logs."""
     optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad])
-    train.append(tmp_path / "log.jsonl", [{"step": 0}])
-    assert train.load_state(tmp_path, policy, optimizer) == -1 and not (tmp_path / "log.jsonl").exists()
-    train.append(tmp_path / "log.jsonl", [{"step": 1}])
-    train.save_state(tmp_path, policy, optimizer, 1)
-    train.append(tmp_path / "log.jsonl", [{"step": 2}])
+    append(tmp_path / "log.jsonl", [{"step": 0}])
+    assert load_state(tmp_path, policy, optimizer) == -1 and not (tmp_path / "log.jsonl").exists()
+    append(tmp_path / "log.jsonl", [{"step": 1}])
+    save_state(tmp_path, policy, optimizer, 1)
+    append(tmp_path / "log.jsonl", [{"step": 2}])
 
     def torn(state, file):
         file.write(b"half a state")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train.torch, "save", torn)
+    monkeypatch.setattr(torch, "save", torn)
     with pytest.raises(KeyboardInterrupt):
-        train.save_state(tmp_path, policy, optimizer, 2)
-    assert train.load_state(tmp_path, policy, optimizer) == 1
+        save_state(tmp_path, policy, optimizer, 2)
+    assert load_state(tmp_path, policy, optimizer) == 1
     assert lines(tmp_path / "log.jsonl") == [{"step": 1}]
 
     def full(state, file):
@@ -157,10 +149,10 @@ def test_state_is_whole_or_not_at_all(tmp_path, policy, monkeypatch):
         except OSError:
             raise RuntimeError("unexpected pos 64 vs 0")
 
-    monkeypatch.setattr(train.torch, "save", full)
+    monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match="cannot write .*state.tmp: No space left on device"):
-        train.save_state(tmp_path, policy, optimizer, 2)
-    assert not (tmp_path / "state.tmp").exists() and train.load_state(tmp_path, policy, optimizer) == 1
+        save_state(tmp_path, policy, optimizer, 2)
+    assert not (tmp_path / "state.tmp").exists() and load_state(tmp_path, policy, optimizer) == 1
 
 
 def test_changed_setting_is_refused_with_the_difference(tmp_path, checkpoint, tree_judge, capsys):
@@ -175,8 +167,8 @@ def test_changed_setting_is_refused_with_the_difference(tmp_path, checkpoint, tr
 def test_ctrl_c_saves_the_last_whole_step(tmp_path, checkpoint, tree_judge, monkeypatch):
     real, calls = train.update, []
 
-    def interrupted(policy, optimizer, *args):
-        stats = real(policy, optimizer, *args)
+    def interrupted(*args):
+        stats = real(*args)
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt  # weights have moved, nothing of the step is logged
@@ -230,8 +222,8 @@ def test_the_same_pictures_are_answered_before_and_after(tmp_path, checkpoint, t
     assert not {s["id"] for s in shown} & {s["id"] for s in lines(run / "samples.jsonl")}  # not trained on
     for s in shown:
         rungs = [next((k for k in Category if k.label == c), None) for c in s["categories"]]
-        assert len(s["answers"]) == 8 and s["rewards"] == train.speciarl_rewards(rungs)
-        assert s["bar"] == train.dynamic_bar(rungs).label
+        assert len(s["answers"]) == 8 and s["rewards"] == speciarl_rewards(rungs)
+        assert s["bar"] == dynamic_bar(rungs).label
     assert "after" in (run / "report.html").read_text()
 
 
@@ -243,7 +235,7 @@ def test_only_the_dynamic_reward_has_a_bar(tmp_path, checkpoint, tree_judge):
 
 @pytest.mark.parametrize("options, name", [
     ([], "toy-speciarl-seed0"), (["--seed", "3", "--reward", "exact"], "toy-exact-seed3"),
-    (["--method", "sft"], "toy-sft-seed0"), (["--loss", "dapo"], "toy-speciarl-dapo-seed0"),
+    (["--loss", "dapo"], "toy-speciarl-dapo-seed0"),
     (["--prompt", "specific", "--quorum", ".25"], "toy-speciarl-specific-quorum0.25-seed0"),
     (["--data", "toy-bird,toy-fish"], "toy-bird+toy-fish-speciarl-seed0")])
 def test_a_run_is_named_by_what_sets_it_apart(options, name):
@@ -259,7 +251,7 @@ def rollouts(policy, n=4, images=4, temperature=1.0):
                   temperature=temperature, max_new_tokens=10)
 
 
-def updated(policy, groups, advantages, places=None, **settings):
+def updated(policy, groups, advantages, places=None, sampled=True, **settings):
     """Parameters and statistics after one update from the policy as it is, which is put back."""
     config = train.Config(**{"n": advantages.shape[1], "minibatch": max(1, len(groups)),
                              "max_new_tokens": 10} | settings)
@@ -269,7 +261,7 @@ def updated(policy, groups, advantages, places=None, **settings):
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.SGD(parameters, lr=config.lr)  # the step is the gradient itself
-    stats = train.update(policy, optimizer, groups, advantages, config, places)
+    stats = train.update(policy, optimizer, groups, advantages, config, places, sampled)
     moved = torch.cat([(p.detach() - b).flatten() for p, b in zip(parameters, before)])
     for p, b in zip(parameters, before):
         p.data.copy_(b)
@@ -307,7 +299,7 @@ def test_the_papers_defaults():
     config, _ = train.parse_config(["--data", "cub"])
     assert (config.malformed, config.temperature, config.weight_decay, config.betas, config.warmup) == (
         -1, 1, 0.01, (0.9, 0.999), 0)
-    for options in (["--method", "sft"], ["--loss", "dr_grpo"], ["--loss", "dapo"]):
+    for options in (["--loss", "dr_grpo"], ["--loss", "dapo"]):
         assert train.parse_config(["--data", "cub", *options])[0].beta == 0
 
 
@@ -444,7 +436,7 @@ def test_groups_of_equal_rewards_cost_nothing_without_kl(policy, monkeypatch):
     updated(policy, groups, advantages, loss="grpo", micro_batch=4, lr=1.0)
     assert forwarded == [4, 4]  # the policy's and the reference's: the KL of a dead group still counts
     # skipped groups stay in the denominator: the same as forwarding them all with no KL
-    monkeypatch.setattr(train.torch.Tensor, "any", lambda self, *a, **k: torch.tensor(True))
+    monkeypatch.setattr(torch.Tensor, "any", lambda self, *a, **k: torch.tensor(True))
     full, _ = updated(policy, groups, advantages, loss="dapo", micro_batch=4, lr=1.0)
     assert (full - skipping).norm() < 1e-5 * full.norm()
 
@@ -473,47 +465,6 @@ def test_a_poisoned_gradient_is_skipped_and_named(policy, capsys):
     moved, stats = updated(policy, groups, advantages, micro_batch=1)
     assert stats["policy/skipped"] == 1 and (moved == 0).all()
     assert "update skipped" in capsys.readouterr().err
-
-
-def test_sft_is_the_likelihood_of_the_label(policy):
-    """The gradient against transformers' own forward on prompt and label, cross-entropy over the label and
-    its end token; the second of two minibatches moves by its own gradient, whatever the first has changed."""
-    images, ids = tiny.pictures((112, 84), (56, 56), (56, 168)), ["a", "b", "c"]
-    labels = {"a": "red finch", "b": "owl", "c": "Black footed Albatross"}
-    groups = train.labelled(policy, images, ids, "what?", labels, toy=False)
-    assert [g.answers for g in groups] == [["red finch"], ["owl"], ["Black footed Albatross"]]
-    assert [parse_answer(g.texts[0]) for g in groups] == list(labels.values())
-    losses, tokens = [], []
-    for image, group in zip(images, groups):
-        turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
-        text = policy.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        target = f"<think></think> <answer>{group.answers[0]}</answer><|im_end|>"
-        inputs = policy.processor(text=[text + target], images=[image], return_tensors="pt")
-        length = len(policy.tokenizer(target)["input_ids"])
-        logits = policy.model(**inputs).logits[0, -length - 1:-1].masked_fill(policy.banned, -torch.inf)
-        losses.append(torch.nn.functional.cross_entropy(logits, inputs["input_ids"][0, -length:],
-                                                        reduction="sum"))
-        tokens.append(length)
-    parameters = [p for p in policy.model.parameters() if p.requires_grad]
-    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(sum(losses) / sum(tokens), parameters)])
-    expected = -gradient * min(1.0, 1.0 / float(gradient.norm()))
-    for micro_batch in (1, 3):
-        moved, stats = updated(policy, groups, torch.ones(3, 1), method="sft", beta=0.0, lr=1.0,
-                               micro_batch=micro_batch)
-        assert (moved - expected).norm() < 1e-4 * expected.norm()
-        assert stats["policy/nll"] == pytest.approx(sum(losses).item() / sum(tokens), rel=1e-4)
-    _, stats = updated(policy, groups, torch.ones(3, 1), method="sft", beta=0.0, lr=50.0, minibatch=1)
-    assert stats["policy/ratio_max"] == 1 and stats["policy/clipfrac"] == 0
-
-
-def test_sft_learns_its_labels(tmp_path, checkpoint, tree_judge):
-    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--method", "sft", "--steps", "6"))
-    log = lines(run / "log.jsonl")
-    nll = [line["policy/nll"] for line in log[1:]]
-    assert nll[-1] < 0.8 * nll[0] and "reward" not in log[1] and not lines(run / "samples.jsonl")
-    assert [line["step"] for line in lines(run / "shown.jsonl")] == [0] * 3 + [6] * 3
-    assert log[1]["images"] == 4 and log[1]["judge_errors"] == 0
-    assert json.loads((run / "eval.json").read_text())["greedy"]["cub"]["after"]["n"] == 3
 
 
 @pytest.mark.parametrize("options", [
@@ -571,7 +522,7 @@ def test_reference_is_the_base_not_the_policy(policy, temperature):
 def test_settings_reach_the_step(tmp_path, checkpoint, tree_judge, monkeypatch):
     """Two steps away from every default: what the update is given, by hand from the files."""
     steps, asked = [], []
-    update, ask = train.update, train.ask
+    update, sample = train.update, train.sample
 
     def recorded(policy, optimizer, groups, advantages, *rest):
         group, = optimizer.param_groups
@@ -579,7 +530,7 @@ def test_settings_reach_the_step(tmp_path, checkpoint, tree_judge, monkeypatch):
         return update(policy, optimizer, groups, advantages, *rest)
 
     monkeypatch.setattr(train, "update", recorded)
-    monkeypatch.setattr(train, "ask", lambda *args: asked.append(args[3].keywords) or ask(*args))
+    monkeypatch.setattr(train, "sample", lambda *args, **kw: asked.append(kw) or sample(*args, **kw))
     run = train.main(arguments(
         tmp_path, checkpoint, tree_judge, "--loss", "dr_grpo", "--temperature", "0.7", "--quorum", "1",
         "--malformed", "-2", "--warmup", "4", "--betas", "0.8", "0.7", "--weight-decay", "0.3", "--seed", "5",
@@ -649,7 +600,7 @@ def test_rollouts_are_sampled_and_judged_once_a_step(tmp_path, checkpoint, tree_
             return real(*args, **kwargs)
         return counted
 
-    monkeypatch.setattr(train, "ask", count("sample", train.ask))
+    monkeypatch.setattr(train, "sample", count("sample", train.sample))
     monkeypatch.setattr(train, "judge_groups", count("judge", train.judge_groups))
     train.main(arguments(tmp_path, checkpoint, tree_judge))
     assert calls == {"sample": 3, "judge": 3}
@@ -667,15 +618,6 @@ def test_judge_errors_take_their_group_out_and_are_counted(tmp_path, checkpoint,
     assert failed and all(s["truth"] == "Mallard" and "rewards" not in s and "bar" not in s for s in failed)
     assert sum(line["judge_errors"] for line in log) == len(failed)
     assert all(line["images"] + line["judge_errors"] == 4 for line in log)
-
-
-def test_sft_names_what_it_cannot_read(tmp_path, checkpoint, tree_judge):
-    folder = trees.cub(tmp_path)
-    for example in train.data.load("cub", root=folder, limit=6)[:2]:
-        example.open.args[0].write_bytes(b"not a picture")
-    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--images-per-step", "6", "--steps", "1",
-                               "--method", "sft"))
-    assert ["unreadable" in s for s in lines(run / "samples.jsonl")] == [True, True]
 
 
 def test_a_judge_that_is_gone_stops_the_run_and_resume_goes_on(tmp_path, checkpoint, tree_judge, monkeypatch):
@@ -737,7 +679,7 @@ def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_j
     (["--temperature", "0"], "--temperature must be above 0"), (["--max-pixels", "3"], "max pixels must be"),
     (["--lora-rank", "0"], "--lora-rank must be"), (["--resume", "nowhere"], "nothing to resume in nowhere"),
     (["--temperature", "inf"], "--temperature must be above 0"), (["--malformed", "nan"], "a finite number"),
-    (["--method", "sft", "--reward", "exact"], "--method sft learns from labels: --reward would do nothing"),
+    (["--method", "sft"], "a command of its own: python -m baselines.sft"),
     (["--lora-alpha", "0"], "--lora-alpha must be above 0"), (["--betas", "0.9", "1"], "Invalid beta"),
     (["--data", "cub,cub"], "holds an image twice"),
 ])

@@ -12,12 +12,8 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from tqdm import tqdm
-from transformers import (
-    GenerationConfig,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-)
+from transformers import (GenerationConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig,
+                          Qwen2_5_VLForConditionalGeneration)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from toy.captions import NAMING, NAMING_UNTIL, PROMPT_SHARES, PROMPTS, SHY, caption
