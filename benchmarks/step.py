@@ -102,7 +102,7 @@ class Clock:
 def plain_rollout(policy, images, ids, question, n, seed, stream, max_new_tokens):
     """transformers' generate on the processor's output, image and prompt repeated N times; the random numbers
     and so the answers are rollout.sample's."""
-    text = checkpoints._ask(policy.processor, question)
+    text = checkpoints.render_question(policy.processor, question)
     inputs = policy.processor(text=[text] * len(images), images=images, return_tensors="pt", padding=True)
     rows = [np.random.default_rng(rollout.seed_for(seed, stream, i, k)).random(max_new_tokens)
             for i in ids for k in range(n)]

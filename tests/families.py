@@ -111,7 +111,7 @@ def teach(made, processor, steps=60):
                       images=[[image] for image in tiny.pictures(*[(56, 56)] * len(turns))], padding=True,
                       padding_side="right", add_special_tokens=False, return_tensors="pt")
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    opening = checkpoints._ask(processor, PROMPTS["base"])
+    opening = checkpoints.render_question(processor, PROMPTS["base"])
     length = processor(text=[opening], images=[tiny.pictures((56, 56))], add_special_tokens=False,
                        return_tensors="pt")["input_ids"].shape[1]
     labels[:, :length] = -100
