@@ -139,23 +139,25 @@ def encode(policy: Policy, images: list, question: str) -> list[Prompt]:
     batches = [processor_inputs(policy, text, image) for image in images]
 
     # The vision tower runs once for all images.
-    features = image_features(policy.model.model, batches)
+    core = policy.model.model
+    image_outputs = image_features(core, batches)
 
     prompts = []
-    for batch, (image, deep) in zip(batches, features):
-        ids = batch["input_ids"]                                          # (1, P)
+    for batch, (features, deep) in zip(batches, image_outputs):
         # Put the image's features in the place of its tokens.
+        ids = batch["input_ids"]                                          # (1, P)
         is_image = (ids == policy.model.config.image_token_id)[..., None]  # (1, P, 1)
         image_tokens = int(is_image.sum())
-        if image_tokens != len(image):
-            raise ValueError(f"{image_tokens} image tokens for {len(image)} features: checkpoint and image "
-                             "processor do not fit")
+        if image_tokens != len(features):
+            raise ValueError(f"{image_tokens} image tokens for {len(features)} features: checkpoint and "
+                             "image processor do not fit")
         embeds = policy.model.get_input_embeddings()(ids)                 # (1, P, H)
-        embeds = embeds.masked_scatter(is_image, image.to(embeds.dtype))
+        embeds = embeds.masked_scatter(is_image, features.to(embeds.dtype))
         if deep is not None:
             deep = place_deep_features(embeds, is_image, deep)            # (D, P, H)
-        # Positions know where the image's rows and columns are.
-        positions, start = rotary_positions(policy.model.model, batch)    # (3 or 1, 1, P)
+
+        # Positions tell the image's rows and columns, and where the completion starts.
+        positions, start = rotary_positions(core, batch)                  # (3 or 1, 1, P)
         prompts.append(Prompt(ids[0], embeds[0], positions[:, 0], start, deep))
     return prompts
 
@@ -175,33 +177,33 @@ def image_features(core: nn.Module, batches: list) -> list[tuple[Tensor, Tensor 
     None."""
     # InternVL, Idefics3: images have different numbers of tiles, and go one by one.
     if "image_grid_thw" not in batches[0]:
-        features = []
+        outputs = []
         for batch in batches:
             pixels = {k: batch[k] for k in ("pixel_values", "pixel_attention_mask") if k in batch}
             tiles = core.get_image_features(**pixels).pooler_output       # (tiles, tokens a tile, H)
-            features.append((tiles.flatten(0, 1), None))
-        return features
+            outputs.append((tiles.flatten(0, 1), None))
+        return outputs
 
     # Qwen: one call for all images. Each image's patches stay with its own grid row.
     patches = torch.cat([batch["pixel_values"] for batch in batches])     # (patches of all images, pixels)
     grids = torch.cat([batch["image_grid_thw"] for batch in batches])     # (B, 3)
-    seen = core.get_image_features(patches, grids)
-    images = seen.pooler_output                                           # B tensors (its tokens, H)
+    output = core.get_image_features(patches, grids)
+    features = output.pooler_output                                       # B tensors (its tokens, H)
 
-    deep = getattr(seen, "deepstack_features", None)
+    deep = getattr(output, "deepstack_features", None)
     if not deep:
-        return [(image, None) for image in images]
+        return [(image, None) for image in features]
     deep = torch.stack(deep)                                              # (D, tokens of all images, H)
-    deep = deep.split([len(image) for image in images], dim=1)
-    return list(zip(images, deep))
+    deep = deep.split([len(image) for image in features], dim=1)          # B tensors (D, its tokens, H)
+    return list(zip(features, deep))
 
 
 def place_deep_features(embeds: Tensor, is_image: Tensor, deep: Tensor) -> Tensor:
     """(D, P, H): each layer's features at the image's tokens, zeros elsewhere. embeds: (1, P, H); is_image:
     (1, P, 1); deep: (D, image tokens, H)."""
     zeros = torch.zeros_like(embeds)
-    placed = [zeros.masked_scatter(is_image, layer.to(embeds.dtype)) for layer in deep]
-    return torch.cat(placed)
+    layers = [zeros.masked_scatter(is_image, layer.to(embeds.dtype)) for layer in deep]
+    return torch.cat(layers)
 
 
 def rotary_positions(core: nn.Module, batch) -> tuple[Tensor, int]:
@@ -265,15 +267,14 @@ def completion_logprobs(policy: Policy, prompts: list[Prompt], completions: Tens
     """
     if shared is None:
         shared = policy.shared
-    hidden_states = shared_hidden if shared else plain_hidden
     head = policy.model.get_output_embeddings().weight                    # (V, H)
 
     # Trailing padding costs nothing: it is cut off here and put back at the end (a negative pad cuts). Two
     # tokens stay at least, since one token alone has no input.
     width = completions.shape[1]
-    used = max(2, int(mask.sum(1).max()))
-    completions = F.pad(completions, (0, used - width), value=policy.pad_id)
-    mask = F.pad(mask.bool(), (0, used - width))
+    longest = max(2, int(mask.sum(1).max()))
+    completions = F.pad(completions, (0, longest - width), value=policy.pad_id)
+    mask = F.pad(mask.bool(), (0, longest - width))
 
     # Forward the prompts of each length together, with all their completions.
     rows = torch.arange(len(completions), device=completions.device)
@@ -281,23 +282,28 @@ def completion_logprobs(policy: Policy, prompts: list[Prompt], completions: Tens
     parts = []
     order = []
     for members in same_length(prompts):
-        own = rows[members].flatten()
-        hidden = hidden_states(policy, [prompts[i] for i in members], completions[own], checkpointing)
-        parts.append(chunked_logprobs(hidden, head, completions[own], temperature, policy.banned))
-        order.append(own)
+        member_prompts = [prompts[i] for i in members]
+        member_rows = rows[members].flatten()
+        targets = completions[member_rows]
+        if shared:
+            hidden = shared_hidden(policy, member_prompts, targets, checkpointing)
+        else:
+            hidden = plain_hidden(policy, member_prompts, targets, checkpointing)
+        parts.append(chunked_logprobs(hidden, head, targets, temperature, policy.banned))
+        order.append(member_rows)
 
     # Back into the rows' own order. where, not multiplication: what stands in the padding can be -inf.
     logprobs = torch.cat(parts)[torch.cat(order).argsort()]
     logprobs = torch.where(mask, logprobs, 0.0)
-    return F.pad(logprobs, (0, width - used))
+    return F.pad(logprobs, (0, width - longest))
 
 
 def same_length(prompts: list[Prompt]) -> list[list[int]]:
     """The numbers of the prompts, those of one length in a list."""
-    members = {}
+    by_length = {}
     for number, prompt in enumerate(prompts):
-        members.setdefault(len(prompt), []).append(number)
-    return list(members.values())
+        by_length.setdefault(len(prompt), []).append(number)
+    return list(by_length.values())
 
 
 def plain_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, checkpointing: bool) -> Tensor:
@@ -334,7 +340,7 @@ def extend(prompt: Prompt, embeds: Tensor, positions: Tensor) -> Prompt:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The same hidden states, the prompt forwarded once: fewer tokens, nothing new to understand
+# The same hidden states, the prompt forwarded once
 
 
 class PromptKV:

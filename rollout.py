@@ -89,15 +89,15 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
     prompts = encode(policy, images, question)
 
     # A row for each completion: (image number, which of its N).
-    waiting = rows_by_prompt_length(prompts, n)
-    decoded = [[] for _ in prompts]  # of each image, N rows of completion, mask, log-probs, each (T,)
+    queue = rows_by_prompt_length(prompts, n)
+    completions = [[] for _ in prompts]  # of each image, N of completion, mask, log-probs, each (T,)
 
     if policy.rows is not None:
         max_rows = min(max_rows, policy.rows)
     ran_out = False
-    while waiting:
+    while queue:
         # A round: as many rows as may be decoded at a time, all of one prompt length.
-        rows = next_round(waiting, prompts, max_rows)
+        rows = next_round(queue, prompts, max_rows)
         row_prompts = [prompts[i] for i, _ in rows]
 
         # Random numbers: every row's own.
@@ -107,21 +107,21 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
             uniforms = draw_uniforms(names, max_new_tokens).to(policy.device)  # (R, T)
 
         # Decode, with fewer rows from here on if memory runs out.
-        made = decode_or_halve(policy, row_prompts, uniforms, temperature, max_new_tokens, ran_out)
-        if made is None:
+        tensors = decode_or_halve(policy, row_prompts, uniforms, temperature, max_new_tokens, ran_out)
+        if tensors is None:
             ran_out = True
             max_rows = policy.rows
             continue
 
         # Keep each row with its image.
-        for (i, _), row in zip(rows, zip(*made)):
-            decoded[i].append(row)
-        waiting = waiting[len(rows):]
+        for (i, _), completion in zip(rows, zip(*tensors)):
+            completions[i].append(completion)
+        queue = queue[len(rows):]
 
     # An image with its N completions is a group.
     groups = []
-    for name, prompt, rows in zip(ids, prompts, decoded):
-        groups.append(make_group(policy, name, prompt, rows))
+    for name, prompt, own in zip(ids, prompts, completions):
+        groups.append(make_group(policy, name, prompt, own))
     return groups
 
 
@@ -134,11 +134,11 @@ def rows_by_prompt_length(prompts: list[Prompt], n: int) -> list[tuple[int, int]
     return rows
 
 
-def next_round(waiting: list[tuple[int, int]], prompts: list[Prompt], max_rows: int) -> list[tuple[int, int]]:
-    """The first rows that wait, at most max_rows, whose prompts are as long as the very first one's."""
-    first, _ = waiting[0]
+def next_round(queue: list[tuple[int, int]], prompts: list[Prompt], max_rows: int) -> list[tuple[int, int]]:
+    """The queue's first rows, at most max_rows, whose prompts are as long as the very first one's."""
+    first, _ = queue[0]
     length = len(prompts[first])
-    return [(i, k) for i, k in waiting[:max_rows] if len(prompts[i]) == length]
+    return [(i, k) for i, k in queue[:max_rows] if len(prompts[i]) == length]
 
 
 def seed_for(*parts) -> int:
@@ -160,9 +160,9 @@ def draw_uniforms(names: list[tuple], length: int) -> Tensor:
 
 def make_group(policy: Policy, name: str, prompt: Prompt, rows: list[tuple]) -> Group:
     """rows: N of completion, mask and log-probs, each (T,) with T the longest of their round."""
-    completions, masks, logprobs = zip(*rows)
+    completions, mask, logprobs = zip(*rows)
     completions = pad_sequence(completions, batch_first=True, padding_value=policy.pad_id)  # (N, T)
-    mask = pad_sequence(masks, batch_first=True, padding_value=False)                       # (N, T)
+    mask = pad_sequence(mask, batch_first=True, padding_value=False)                        # (N, T)
     logprobs = pad_sequence(logprobs, batch_first=True, padding_value=0.0)                  # (N, T)
 
     texts = policy.tokenizer.batch_decode(completions, skip_special_tokens=True)
@@ -270,27 +270,27 @@ def decode(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, tempe
     completions = ids.new_full((len(ids), max_new_tokens), policy.pad_id)  # (R, T)
     logprobs = torch.zeros(completions.shape, device=policy.device)       # (R, T)
     rows = torch.arange(len(ids), device=policy.device)  # the numbers of the rows that go on
-    done = 0                                             # tokens that those rows have so far
-    while done < max_new_tokens and len(rows) > 0:
+    length = 0                                           # tokens that those rows have so far
+    while length < max_new_tokens and len(rows) > 0:
         # Go on with these rows until a share of them has ended. `generate` feeds only the tokens that the
         # cache does not hold: each row's last.
         model.model.rope_deltas = offsets[rows]
         remaining = None
         if uniforms is not None:
-            remaining = uniforms[rows, done:]
+            remaining = uniforms[rows, length:]
         sampler = Sampler(remaining, temperature, policy.banned)
         ended_rows = EndedRows(eos, len(rows))
         ids = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
                              use_cache=True, logits_processor=LogitsProcessorList([sampler]),
                              stopping_criteria=StoppingCriteriaList([ended_rows]), do_sample=False,
-                             num_beams=1, max_new_tokens=max_new_tokens - done,
+                             num_beams=1, max_new_tokens=max_new_tokens - length,
                              eos_token_id=policy.eos_ids, pad_token_id=policy.pad_id)
 
         # Write down what they said.
         new = len(sampler.logprobs)
-        completions[rows, done:done + new] = ids[:, -new:]
-        logprobs[rows, done:done + new] = torch.stack(sampler.logprobs, dim=1)
-        done += new
+        completions[rows, length:length + new] = ids[:, -new:]
+        logprobs[rows, length:length + new] = torch.stack(sampler.logprobs, dim=1)
+        length += new
 
         # Drop the rows that have ended.
         keep = rows_to_keep(ended_rows.ended)
@@ -300,8 +300,8 @@ def decode(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, tempe
     model.model.rope_deltas = None
 
     # Cut to the longest completion.
-    completions = completions[:, :done]
-    logprobs = logprobs[:, :done]
+    completions = completions[:, :length]
+    logprobs = logprobs[:, :length]
     mask = first_eos_mask(completions, policy.eos_ids)
     return completions, mask, torch.where(mask, logprobs, 0.0)
 

@@ -251,9 +251,8 @@ def trl(tokens: int) -> dict:
         save_strategy="no", logging_strategy="no", gradient_checkpointing=False, bf16=False,
         max_grad_norm=1.0, temperature=TEMPERATURE, disable_tqdm=True,
         generation_kwargs={"suppress_tokens": banned, "min_new_tokens": tokens})
-    adapters = LoraConfig(r=RANK, lora_alpha=ALPHA,
-                          target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|"
-                                         r"down_proj)")
+    linears = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+    adapters = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=rf".*language_model.*\.({linears})")
 
     def reward(completions, **kwargs):
         return [float(i % 2) for i in range(len(completions))]

@@ -98,8 +98,9 @@ class EndedRows(StoppingCriteria):
 def rows_to_keep(ended: Tensor) -> Tensor:
     """The row numbers that go on, in their new order. Who goes on stays in place, or moves into the place of
     a row that has ended: of rows 0 to 3, with 1 and 3 ended, [0, 2]."""
-    going_on = (~ended).nonzero()[:, 0]
-    count = len(going_on)
+    survivors = (~ended).nonzero()[:, 0]
+    count = len(survivors)
     keep = torch.arange(count, device=ended.device)
-    keep[ended[:count]] = going_on[going_on >= count]
+    # The places that ended rows leave among the first `count`, for the survivors that stand behind those.
+    keep[ended[:count]] = survivors[survivors >= count]
     return keep
