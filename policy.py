@@ -1,21 +1,30 @@
 """The policy: a frozen vision-language checkpoint, and the log-probs of its completions.
 
-As a library: `policy = load("Qwen/Qwen2.5-VL-7B-Instruct")`, lora.py's `add_lora(policy.model, 64, 32)`, then
-`encode` and `completion_logprobs`. The reference of the KL is the same with adapters off: no second copy.
+    policy = load("Qwen/Qwen2.5-VL-7B-Instruct", "cuda", torch.bfloat16)
+    lora.add_lora(policy.model, rank=64, alpha=32)
+    prompts = encode(policy, images, question)                          # B
+    logprobs = completion_logprobs(policy, prompts, completions, mask)  # (R, T)
 
-A group's image and prompt go through the model once: its N completions run on top of the prompt's keys and
-values, in rollout (rollout.py) and, with gradient, in training (`completion_logprobs`). For one image with 8
-short answers the prompt is most of the tokens.
+The reference of the KL is the same model with its adapters off, no second copy:
+
+    with torch.no_grad(), lora.adapters_off(policy.model):
+        ref_logprobs = completion_logprobs(policy, prompts, completions, mask)
+
+B images, N completions each, R = B * N rows, P prompt tokens (image tokens included), T completion tokens
+(right-padded), V vocabulary, H hidden size.
+
+A prompt goes through the model once, and its N completions run on top of its keys and values: in rollout
+(rollout.py) and, with gradient, in training (the last section). For one image with 8 short answers the prompt
+is most of the tokens. plain_hidden is the same without that: read it first.
 
 Where this departs from the usual stack:
 1. No torchvision: images are always prepared by the PIL image processor, so numbers don't depend on what
    happens to be installed. (AutoProcessor without torchvision silently returns the tokenizer alone.)
 2. Nothing of the checkpoint's generation_config is kept but its EOS ids.
 3. Beside the paper's Qwen2.5-VL and InternVL: Qwen2-VL, Qwen3-VL and Idefics3, from checkpoints in Hugging
-   Face's own format (FAMILIES).
+   Face's own format (FAMILIES in support/checkpoints.py).
 """
 
-import re
 import sys
 from dataclasses import dataclass
 
@@ -23,11 +32,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 from transformers.processing_utils import ProcessorMixin
 
 from grpo import chunked_logprobs
-from support.checkpoints import FAMILIES, _ask, _chat_template, _limit_pixels, _turn_end, make_processor
+from support.checkpoints import (banned_tokens, check_chat_template, end_of_sequence_ids, load_checkpoint,
+                                 padding_id, render_question)
+
+IMAGES_AT_ONCE = 32  # a bound on the vision tower's memory
 
 # ------------------------------------------------------------------------------------------------------------
 # Loading
@@ -60,59 +72,25 @@ def load(name: str, device="cpu", dtype=torch.float32, max_pixels: int | None = 
     want). max_pixels: larger images are scaled down to it. Raises ValueError or OSError, in one line, for
     what is no such checkpoint."""
     name = str(name)
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as e:
-        raise OSError(f"no model at {name!r}: neither a folder with a config.json nor a name the hub gives "
-                      f"({str(e).splitlines()[0]})") from None
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"{name} is a {config.model_type} model: choose a checkpoint of "
-                         + ", ".join(FAMILIES))
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        images = FAMILIES[config.model_type][0].from_pretrained(name)
-    except (OSError, ValueError, ImportError) as e:  # ImportError: quantised, by a package that is not here
-        raise OSError(f"cannot load the checkpoint {name!r}: {str(e).strip().splitlines()[0]}") from None
-    if max_pixels is not None:
-        _limit_pixels(images, max_pixels)
-    processor = make_processor(config, images, tokenizer, _chat_template(name, tokenizer))
-    return from_parts(model.to(device), processor, name)
+    model, processor = load_checkpoint(name, device, dtype, max_pixels)
+    return from_parts(model, processor, name)
 
 
 def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> Policy:
-    """A Policy from a model and processor in memory; settles EOS, padding and the banned tokens."""
+    """A Policy from a model and a processor in memory. The model is frozen. Raises ValueError where the chat
+    template has no place for an image, or no token ends a completion."""
     model.eval().requires_grad_(False)
-    tokenizer, config = processor.tokenizer, model.config
-    try:
-        places = _ask(processor, "?").count(processor.image_token)
-    except Exception:  # a text model's template, given a list of parts, fails in any way
-        places = 0
-    if places != 1:
-        raise ValueError(f"the chat template of {name!r} has no place for an image")
-    eos = model.generation_config.eos_token_id
-    eos = [eos] if isinstance(eos, int) else eos or []
-    eos_ids = list(dict.fromkeys(i for i in [_turn_end(processor), *eos, tokenizer.eos_token_id]
-                                 if i is not None))  # the first is what a turn is taught to end with
-    if not eos_ids:
-        raise ValueError(f"the checkpoint {name!r} names no end-of-sequence token")
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
+    check_chat_template(processor, name)
+
+    eos_ids = end_of_sequence_ids(model, processor, name)
+    pad_id = padding_id(processor.tokenizer, eos_ids)
+    banned = banned_tokens(model.config, processor.tokenizer, eos_ids)  # (V,)
+
     # A fresh config at generate() would still inherit repetition_penalty and top_k from the model's.
     model.generation_config = GenerationConfig(eos_token_id=eos_ids, pad_token_id=pad_id)
 
-    # Banned: control tokens, what stands for an image or a video (sampled, it would make the later forward
-    # look for a picture), and the rows of the embedding that no token has. But no EOS.
-    banned = torch.ones(size := config.get_text_config().vocab_size, dtype=torch.bool)
-    known = [i for i in tokenizer.get_vocab().values() if i < size]
-    banned[known] = False
-    special = [v for k, v in config.to_dict().items() if re.search(r"(image|video|vision).*token_id$", k)]
-    vision = re.compile(r"<\|(image|video|vision)_\w+\|>")
-    special += [i for t, i in tokenizer.get_vocab().items() if vision.fullmatch(t)]
-    special += [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-    banned[[i for i in {*special, *tokenizer.all_special_ids} if i is not None and i < size]] = True
-    banned[eos_ids] = False
     # A window of attention that slides ends inside the prompt for some tokens of a completion.
-    shared = getattr(config.get_text_config(), "sliding_window", None) is None
+    shared = getattr(model.config.get_text_config(), "sliding_window", None) is None
     if not shared:
         print(f"{name or 'this model'} has sliding-window attention: its completions are scored by the plain "
               "path, each behind its own copy of the prompt, which takes several times as long",
@@ -144,64 +122,126 @@ def encode(policy: Policy, images: list, question: str) -> list[Prompt]:
     """Each PIL image with the question in one user turn, image first. Vision tower and embeddings are frozen:
     what is made here serves rollout, reference and update. Raises ValueError for an image no patch grid fits
     (an aspect ratio above 200)."""
-    if len(images) > 32:  # a bound on the vision tower's memory
-        return encode(policy, images[:32], question) + encode(policy, images[32:], question)
-    model, core = policy.model, policy.model.model
-    text = _ask(policy.processor, question)
-    bos = policy.tokenizer.bos_token  # some templates write it themselves: not twice
-    batches = [policy.processor(text=[text], images=[image], return_tensors="pt",
-                                add_special_tokens=not (bos and text.startswith(bos))).to(policy.device)
-               for image in images]
+    if not images:
+        return []
+    if len(images) > IMAGES_AT_ONCE:
+        first = encode(policy, images[:IMAGES_AT_ONCE], question)
+        return first + encode(policy, images[IMAGES_AT_ONCE:], question)
+
+    # Render the chat, and prepare each image: token ids with a token for each image feature, and pixels.
+    text = render_question(policy.processor, question)
+    batches = [processor_inputs(policy, text, image) for image in images]
+
+    # The vision tower runs once for all images.
+    core = policy.model.model
+    image_outputs = image_features(core, batches)
+
     prompts = []
-    for batch, (features, deep) in zip(batches, _features(core, batches)):
-        ids = batch["input_ids"]
-        where = (ids == model.config.image_token_id).unsqueeze(-1)
-        if int(where.sum()) != len(features):
-            raise ValueError(f"{int(where.sum())} image tokens for {len(features)} features: checkpoint and "
+    for batch, (features, deep) in zip(batches, image_outputs):
+        # Put the image's features in the place of its tokens.
+        ids = batch["input_ids"]                                          # (1, P)
+        is_image = (ids == policy.model.config.image_token_id)[..., None]  # (1, P, 1)
+        image_tokens = int(is_image.sum())
+        if image_tokens != len(features):
+            raise ValueError(f"{image_tokens} image tokens for {len(features)} features: checkpoint and "
                              "image processor do not fit")
-        embeds = model.get_input_embeddings()(ids)
-        embeds = embeds.masked_scatter(where, features.to(embeds.dtype))
+        embeds = policy.model.get_input_embeddings()(ids)                 # (1, P, H)
+        embeds = embeds.masked_scatter(is_image, features.to(embeds.dtype))
         if deep is not None:
-            still = torch.zeros_like(embeds)
-            deep = torch.cat([still.masked_scatter(where, d.to(embeds.dtype)) for d in deep])
-        positions, start = torch.arange(ids.shape[1], device=ids.device)[None, None], ids.shape[1]
-        if hasattr(core, "get_rope_index"):
-            # Without mm_token_type_ids the positions would silently be one-dimensional.
-            positions, delta = core.get_rope_index(ids, mm_token_type_ids=batch["mm_token_type_ids"],
-                                                   image_grid_thw=batch["image_grid_thw"])
-            start += int(delta)
+            deep = place_deep_features(embeds, is_image, deep)            # (D, P, H)
+
+        # Positions tell the image's rows and columns, and where the completion starts.
+        positions, start = rotary_positions(core, batch)                  # (3 or 1, 1, P)
         prompts.append(Prompt(ids[0], embeds[0], positions[:, 0], start, deep))
     return prompts
 
 
-def _features(core: nn.Module, batches: list) -> list[tuple]:
-    """Each image's features (its tokens, H), and (D, its tokens, H) for deeper layers or None."""
-    if "image_grid_thw" not in batches[0]:  # images of different numbers of tiles: one by one
-        vision = [{k: b[k] for k in ("pixel_values", "pixel_attention_mask") if k in b} for b in batches]
-        return [(core.get_image_features(**v).pooler_output.flatten(0, 1), None) for v in vision]
-    # One call for all images; each image's patches stay with its own grid row.
-    grids = torch.cat([b["image_grid_thw"] for b in batches])
-    seen = core.get_image_features(torch.cat([b["pixel_values"] for b in batches]), grids)
-    features, deep = seen.pooler_output, getattr(seen, "deepstack_features", None)
+def processor_inputs(policy: Policy, text: str, image):
+    """What the family's processor makes of the rendered chat and one image."""
+    # Some templates write the BOS themselves: not twice.
+    bos = policy.tokenizer.bos_token
+    has_bos = bool(bos) and text.startswith(bos)
+    inputs = policy.processor(text=[text], images=[image], return_tensors="pt",
+                              add_special_tokens=not has_bos)
+    return inputs.to(policy.device)
+
+
+def image_features(core: nn.Module, batches: list) -> list[tuple[Tensor, Tensor | None]]:
+    """For each image its features, (its tokens, H), and those for deeper layers, (D, its tokens, H) or
+    None."""
+    # InternVL, Idefics3: images have different numbers of tiles, and go one by one.
+    if "image_grid_thw" not in batches[0]:
+        outputs = []
+        for batch in batches:
+            pixels = {k: batch[k] for k in ("pixel_values", "pixel_attention_mask") if k in batch}
+            tiles = core.get_image_features(**pixels).pooler_output       # (tiles, tokens a tile, H)
+            outputs.append((tiles.flatten(0, 1), None))
+        return outputs
+
+    # Qwen: one call for all images. Each image's patches stay with its own grid row.
+    patches = torch.cat([batch["pixel_values"] for batch in batches])     # (patches of all images, pixels)
+    grids = torch.cat([batch["image_grid_thw"] for batch in batches])     # (B, 3)
+    output = core.get_image_features(patches, grids)
+    features = output.pooler_output                                       # B tensors (its tokens, H)
+
+    deep = getattr(output, "deepstack_features", None)
     if not deep:
-        return [(f, None) for f in features]
-    return list(zip(features, torch.stack(deep).split([len(f) for f in features], dim=1)))
+        return [(image, None) for image in features]
+    deep = torch.stack(deep)                                              # (D, tokens of all images, H)
+    deep = deep.split([len(image) for image in features], dim=1)          # B tensors (D, its tokens, H)
+    return list(zip(features, deep))
+
+
+def place_deep_features(embeds: Tensor, is_image: Tensor, deep: Tensor) -> Tensor:
+    """(D, P, H): each layer's features at the image's tokens, zeros elsewhere. embeds: (1, P, H); is_image:
+    (1, P, 1); deep: (D, image tokens, H)."""
+    zeros = torch.zeros_like(embeds)
+    layers = [zeros.masked_scatter(is_image, layer.to(embeds.dtype)) for layer in deep]
+    return torch.cat(layers)
+
+
+def rotary_positions(core: nn.Module, batch) -> tuple[Tensor, int]:
+    """A prompt's positions, (3, 1, P) or (1, 1, P), and the position of the first completion token."""
+    ids = batch["input_ids"]                                              # (1, P)
+    length = ids.shape[1]
+    if not hasattr(core, "get_rope_index"):
+        positions = torch.arange(length, device=ids.device)[None, None]
+        return positions, length
+    # Without mm_token_type_ids the positions would silently be one-dimensional.
+    positions, delta = core.get_rope_index(ids, mm_token_type_ids=batch["mm_token_type_ids"],
+                                           image_grid_thw=batch["image_grid_thw"])
+    return positions, length + int(delta)
 
 
 def decoder_inputs(prompts: list[Prompt], end: int | None = None) -> dict:
-    """What the language decoder takes for the first `end` tokens of B prompts of one length."""
-    inputs = {"inputs_embeds": torch.stack([p.embeds[:end] for p in prompts]),
-              "position_ids": _axes(torch.stack([p.positions[:, :end] for p in prompts], dim=1))}
-    if prompts[0].deep is not None:  # zeros where there is no image: added everywhere, they change nothing
-        deep = torch.stack([p.deep[:, :end] for p in prompts], dim=1)
+    """What the language decoder takes for the first `end` tokens (None: all) of B prompts of one length."""
+    embeds = torch.stack([p.embeds[:end] for p in prompts])               # (B, P, H)
+    positions = torch.stack([p.positions[:, :end] for p in prompts], dim=1)  # (3 or 1, B, P)
+    inputs = {"inputs_embeds": embeds, "position_ids": drop_single_axis(positions)}
+    if prompts[0].deep is not None:
+        # Zeros stand where there is no image: added everywhere, they change nothing.
+        deep = torch.stack([p.deep[:, :end] for p in prompts], dim=1)     # (D, B, P, H)
         inputs["visual_pos_masks"] = torch.ones(deep.shape[1:3], dtype=torch.bool, device=deep.device)
-        inputs["deepstack_visual_embeds"] = list(deep.flatten(1, 2))
+        inputs["deepstack_visual_embeds"] = list(deep.flatten(1, 2))      # D tensors (B * P, H)
     return inputs
 
 
-def _axes(positions: Tensor) -> Tensor:
-    """(3, R, L) as a multimodal decoder takes positions, (R, L) as a plain one."""
-    return positions if len(positions) > 1 else positions[0]
+def drop_single_axis(positions: Tensor) -> Tensor:
+    """(3, R, L) as a multimodal decoder takes positions; (1, R, L) becomes (R, L) for a plain one."""
+    if len(positions) == 1:
+        return positions[0]
+    return positions
+
+
+def completion_positions(prompts: list[Prompt], n: int, length: int) -> Tensor:
+    """(3 or 1, R, length): the rotary positions of each prompt's N completions. They are text, so all axes
+    count alike."""
+    device = prompts[0].positions.device
+    axes = len(prompts[0].positions)
+    start = torch.tensor([p.start for p in prompts], device=device)       # (B,)
+    start = start.repeat_interleave(n)                                    # (R,)
+    positions = start[:, None] + torch.arange(length, device=device)      # (R, length)
+    return positions.expand(axes, -1, -1)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -219,85 +259,139 @@ def completion_logprobs(policy: Policy, prompts: list[Prompt], completions: Tens
     the plain path, every completion behind its own copy of the prompt; same numbers, several times the
     tokens. None: as the policy can.
     """
-    shared = policy.shared if shared is None else shared
-    n, width = len(completions) // len(prompts), completions.shape[1]
-    used = max(2, int(mask.sum(1).max()))  # trailing padding costs nothing; one token alone has no input
-    completions = F.pad(completions, (0, used - width), value=policy.pad_id)  # a negative pad cuts
-    mask = F.pad(mask.bool(), (0, used - width))
-    lengths = [len(p) for p in prompts]
-    parts, order = [], []
-    for length in dict.fromkeys(lengths):
-        members = [i for i, other in enumerate(lengths) if other == length]
-        rows = torch.tensor([i * n + j for i in members for j in range(n)], device=completions.device)
-        run = _shared_hidden if shared else _plain_hidden
-        hidden = run(policy, [prompts[i] for i in members], completions[rows], checkpointing)
-        head = policy.model.get_output_embeddings().weight
-        parts.append(chunked_logprobs(hidden, head, completions[rows], temperature, policy.banned))
-        order.append(rows)
+    if shared is None:
+        shared = policy.shared
+    head = policy.model.get_output_embeddings().weight                    # (V, H)
+
+    # Trailing padding costs nothing: it is cut off here and put back at the end (a negative pad cuts). Two
+    # tokens stay at least, since one token alone has no input.
+    width = completions.shape[1]
+    longest = max(2, int(mask.sum(1).max()))
+    completions = F.pad(completions, (0, longest - width), value=policy.pad_id)
+    mask = F.pad(mask.bool(), (0, longest - width))
+
+    # Forward the prompts of each length together, with all their completions.
+    rows = torch.arange(len(completions), device=completions.device)
+    rows = rows.view(len(prompts), -1)                                    # (B, N) row numbers
+    parts = []
+    order = []
+    for members in same_length(prompts):
+        member_prompts = [prompts[i] for i in members]
+        member_rows = rows[members].flatten()
+        targets = completions[member_rows]
+        if shared:
+            hidden = shared_hidden(policy, member_prompts, targets, checkpointing)
+        else:
+            hidden = plain_hidden(policy, member_prompts, targets, checkpointing)
+        parts.append(chunked_logprobs(hidden, head, targets, temperature, policy.banned))
+        order.append(member_rows)
+
+    # Back into the rows' own order. where, not multiplication: what stands in the padding can be -inf.
     logprobs = torch.cat(parts)[torch.cat(order).argsort()]
-    return F.pad(torch.where(mask, logprobs, 0.0), (0, width - used))  # padding is -inf
+    logprobs = torch.where(mask, logprobs, 0.0)
+    return F.pad(logprobs, (0, width - longest))
 
 
-class _SharedKV:
-    """Stands where a layer expects a cache: keeps the prompt's keys and values, then hands them to all N
-    rows."""
-
-    def __init__(self, n: int):
-        self.n, self.prompt = n, None
-
-    def update(self, keys, values, layer_idx, *args, **kwargs):
-        if self.prompt is None:
-            self.prompt = keys, values
-            return keys, values
-        keys_p, values_p = (t.repeat_interleave(self.n, dim=0) for t in self.prompt)
-        return torch.cat([keys_p, keys], dim=2), torch.cat([values_p, values], dim=2)
+def same_length(prompts: list[Prompt]) -> list[list[int]]:
+    """The numbers of the prompts, those of one length in a list."""
+    by_length = {}
+    for number, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(number)
+    return list(by_length.values())
 
 
-def _start_positions(prompts: list[Prompt], n: int, length: int, device) -> Tensor:
-    """(3 or 1, R, length) rotary positions of completion tokens: text, so all axes count alike."""
-    start = torch.tensor([p.start for p in prompts], device=device).repeat_interleave(n)
-    return (start[:, None] + torch.arange(length, device=device)).expand(len(prompts[0].positions), -1, -1)
-
-
-def _shared_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, checkpointing: bool) -> Tensor:
-    """(R, T, H) hidden states that predict the completions; prompts of one length, forwarded once each,
-    nothing detached: the gradient of N completions meets in their prompt."""
+def plain_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, checkpointing: bool) -> Tensor:
+    """(R, T, H) hidden states that predict the completions, by transformers' own forward: every completion
+    stands behind its own copy of the prompt. prompts: B of one length; completions: (R, T)."""
     decoder = policy.model.get_decoder()
     n = len(completions) // len(prompts)
-    x = torch.stack([p.embeds for p in prompts])               # (B, P, H)
-    y = decoder.embed_tokens(completions[:, :-1])              # (R, T-1, H): the last token predicts nothing
-    p_len, c_len = x.shape[1], y.shape[1]
-    rope_x = decoder.rotary_emb(x, _axes(torch.stack([p.positions for p in prompts], dim=1)))
-    rope_y = decoder.rotary_emb(y, _axes(_start_positions(prompts, n, c_len, y.device)))
-    deep = [torch.stack(layer) for layer in zip(*(p.deep for p in prompts if p.deep is not None))]
-    # A completion sees its whole prompt and its own past; padding is on the right, where no real token looks.
-    sees = torch.ones(c_len, p_len + c_len, dtype=torch.bool, device=y.device).tril(p_len)[None, None]
 
-    def both(layer, x, y):
-        cache = _SharedKV(n)
-        x = layer(x, position_embeddings=rope_x, past_key_values=cache)  # no mask: sdpa's own causal one
-        return x, layer(y, attention_mask=sees, position_embeddings=rope_y, past_key_values=cache)
+    # The last token predicts nothing and is not read.
+    embeds = decoder.embed_tokens(completions[:, :-1])                    # (R, T-1, H)
+    positions = completion_positions(prompts, n, embeds.shape[1])         # (3 or 1, R, T-1)
+    sequences = []
+    for row in range(len(completions)):
+        sequences.append(extend(prompts[row // n], embeds[row], positions[:, row]))
 
-    for i, layer in enumerate(decoder.layers):
-        x, y = checkpoint(both, layer, x, y, use_reentrant=False) if checkpointing else both(layer, x, y)
-        x = x + deep[i] if i < len(deep) else x
-    last = decoder.norm(x[:, -1:]).repeat_interleave(n, dim=0)  # predicts each completion's first token
-    return torch.cat([last, decoder.norm(y)], dim=1)
-
-
-def _plain_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, checkpointing: bool) -> Tensor:
-    """The same by transformers' own forward of the full sequences, prompt repeated for every row."""
-    decoder = policy.model.get_decoder()
-    n, length = len(completions) // len(prompts), len(prompts[0])
-    tail = decoder.embed_tokens(completions[:, :-1])
-    places = _start_positions(prompts, n, tail.shape[1], tail.device)
-    each = [prompt for prompt in prompts for _ in range(n)]
-    whole = [Prompt(p.ids, torch.cat([p.embeds, t]), torch.cat([p.positions, places[:, r]], dim=1), p.start,
-                    None if p.deep is None else F.pad(p.deep, (0, 0, 0, len(t))))
-             for r, (p, t) in enumerate(zip(each, tail))]
-    if checkpointing:  # transformers' own, which works in train mode alone
+    # transformers' own checkpointing works in train mode alone.
+    if checkpointing:
         decoder.gradient_checkpointing_enable({"use_reentrant": False})
     decoder.train(checkpointing)
-    hidden = decoder(**decoder_inputs(whole), use_cache=False).last_hidden_state
+    hidden = decoder(**decoder_inputs(sequences), use_cache=False).last_hidden_state  # (R, P+T-1, H)
     decoder.eval()
-    return hidden[:, length - 1:]
+
+    # The prompt's last token predicts the completion's first.
+    return hidden[:, len(prompts[0]) - 1:]
+
+
+def extend(prompt: Prompt, embeds: Tensor, positions: Tensor) -> Prompt:
+    """The prompt with a completion behind it. embeds: (T-1, H); positions: (3 or 1, T-1)."""
+    deep = prompt.deep
+    if deep is not None:
+        deep = F.pad(deep, (0, 0, 0, len(embeds)))  # a completion shows no image
+    return Prompt(prompt.ids, torch.cat([prompt.embeds, embeds]),
+                  torch.cat([prompt.positions, positions], dim=1), prompt.start, deep)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The same hidden states, the prompt forwarded once
+
+
+class PromptKV:
+    """Stands where a layer expects a cache. The layer's first call is the prompts': their keys and values are
+    kept. In the second, the completions', each of a prompt's N rows finds them before its own."""
+
+    def __init__(self, n: int):
+        self.n = n
+        self.prompt = None  # keys and values, (B, heads, P, dim) each
+
+    def update(self, keys: Tensor, values: Tensor, layer_idx: int, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if self.prompt is None:
+            self.prompt = (keys, values)
+            return keys, values
+        prompt_keys, prompt_values = self.prompt
+        prompt_keys = prompt_keys.repeat_interleave(self.n, dim=0)        # (R, heads, P, dim)
+        prompt_values = prompt_values.repeat_interleave(self.n, dim=0)
+        keys = torch.cat([prompt_keys, keys], dim=2)                      # (R, heads, P+T-1, dim)
+        values = torch.cat([prompt_values, values], dim=2)
+        return keys, values
+
+
+def shared_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, checkpointing: bool) -> Tensor:
+    """plain_hidden's (R, T, H), every prompt forwarded once. Nothing is detached: the gradient of N
+    completions meets in their prompt."""
+    decoder = policy.model.get_decoder()
+    n = len(completions) // len(prompts)
+
+    # Two batches go through the layers side by side: the prompts and the completions.
+    x = torch.stack([p.embeds for p in prompts])                          # (B, P, H)
+    y = decoder.embed_tokens(completions[:, :-1])                         # (R, T-1, H)
+    x_positions = torch.stack([p.positions for p in prompts], dim=1)      # (3 or 1, B, P)
+    y_positions = completion_positions(prompts, n, y.shape[1])            # (3 or 1, R, T-1)
+    x_rope = decoder.rotary_emb(x, drop_single_axis(x_positions))
+    y_rope = decoder.rotary_emb(y, drop_single_axis(y_positions))
+    deep = []
+    if prompts[0].deep is not None:
+        deep = torch.stack([p.deep for p in prompts], dim=1)              # (D, B, P, H)
+
+    # A completion sees its whole prompt and its own past. Padding is on the right, where no real token looks.
+    sees = torch.ones(y.shape[1], x.shape[1] + y.shape[1], dtype=torch.bool, device=y.device)
+    sees = sees.tril(x.shape[1])[None, None]                              # (1, 1, T-1, P+T-1)
+
+    def both(layer, x, y):
+        cache = PromptKV(n)
+        x = layer(x, position_embeddings=x_rope, past_key_values=cache)  # no mask: sdpa's own causal one
+        y = layer(y, attention_mask=sees, position_embeddings=y_rope, past_key_values=cache)
+        return x, y
+
+    for number, layer in enumerate(decoder.layers):
+        if checkpointing:
+            x, y = checkpoint(both, layer, x, y, use_reentrant=False)
+        else:
+            x, y = both(layer, x, y)
+        if number < len(deep):
+            x = x + deep[number]
+
+    # The prompt's last token predicts the first token of each of its completions.
+    first = decoder.norm(x[:, -1:]).repeat_interleave(n, dim=0)           # (R, 1, H)
+    return torch.cat([first, decoder.norm(y)], dim=1)                     # (R, T, H)

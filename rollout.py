@@ -1,12 +1,15 @@
 """Rollouts: the question, N sampled answers for each image, and the parser that reads an answer out of them.
 
-As a library: `groups = sample(policy, images, ids, PROMPTS["base"], n=8, seed=0, stream="train/1")`.
+    groups = sample(policy, images, ids, PROMPTS["base"], n=8, seed=0, stream="train/1")
 
-Image and prompt are encoded once; the prompt's cache is forked N times and `model.generate` continues all
-rows together, those that have ended being dropped on the way. Sampling is by temperature alone, with random
-numbers drawn ahead for each (seed, stream, image, n): no random state needs saving, and an answer does not
-depend on what else is in the batch (but where rounding decides: one in some hundreds in float32, more of them
-in bfloat16).
+B images, N completions each, R = B * N rows, P prompt tokens (image tokens included), T completion tokens
+(right-padded), V vocabulary.
+
+Image and prompt are encoded once. The prompt's cache is forked N times, and `model.generate` continues all
+rows together; rows that have ended are dropped on the way. Sampling is by temperature alone. Its random
+numbers are drawn ahead for each (seed, stream, image, n): no random state needs saving, and an answer does
+not depend on what else is in the batch (but where rounding decides: one in some hundreds in float32, more of
+them in bfloat16).
 
 Where this departs from the official release:
 1. Hugging Face `generate` in this process instead of a vLLM server; the questions are in our own words.
@@ -23,37 +26,39 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
-from transformers.cache_utils import DynamicLayer
 
 from judge import parse_answer
 from policy import Policy, Prompt, decoder_inputs, encode
-from support.decoding_cache import _Layer, _Thinned
+from support.decoding_cache import EndedRows, new_cache, rows_to_keep
 
-_FORMAT = ("Think about it first, between <think> and </think>. Then give nothing but its name between "
-           "<answer> and </answer>, or None if you cannot name it at all.")
-_QUESTION = "Classify the main subject of this picture: what is it?"
+# ------------------------------------------------------------------------------------------------------------
+# The question
+
+QUESTION = "Classify the main subject of this picture: what is it?"
+THINK = "Think about it first, between <think> and </think>."
+ANSWER = "Then give nothing but its name between <answer> and </answer>"
+FORMAT = f"{THINK} {ANSWER}, or None if you cannot name it at all."
+
 PROMPTS = {
-    "base": f"{_QUESTION} {_FORMAT}",
-    "specific": f"{_QUESTION} Be as specific as you can. {_FORMAT}",
-    "calibrated": f"{_QUESTION} Above all be right: name the exact kind only if you are confident of it, and "
-                  f"a broader one if you are not. {_FORMAT}",
-    "elimination": f"{_QUESTION} While you think, write down at most three names that could fit, and strike "
+    "base": f"{QUESTION} {FORMAT}",
+    "specific": f"{QUESTION} Be as specific as you can. {FORMAT}",
+    "calibrated": f"{QUESTION} Above all be right: name the exact kind only if you are confident of it, and "
+                  f"a broader one if you are not. {FORMAT}",
+    "elimination": f"{QUESTION} While you think, write down at most three names that could fit, and strike "
                    "out each one that something in the picture speaks against. Settle on the one left over; "
-                   f"if no single one is, on the broad kind that you are certain of. {_FORMAT}",
-    "high_precision": f"{_QUESTION} Go exactly as far into detail as what you see bears out, and rather "
-                      f"decline than say what you are unsure of. {_FORMAT}",
-    "max_correctness": f"{_QUESTION} A vague answer costs nothing, a mistake everything: choose the most "
-                       f"cautious name that is certain to be true. {_FORMAT}",
-    "max_specificity": f"{_QUESTION} Always commit to the finest kind there is a name for, even where you "
-                       f"have to guess. {_FORMAT.partition(', or None')[0]}. None is no answer.",
+                   f"if no single one is, on the broad kind that you are certain of. {FORMAT}",
+    "high_precision": f"{QUESTION} Go exactly as far into detail as what you see bears out, and rather "
+                      f"decline than say what you are unsure of. {FORMAT}",
+    "max_correctness": f"{QUESTION} A vague answer costs nothing, a mistake everything: choose the most "
+                       f"cautious name that is certain to be true. {FORMAT}",
+    "max_specificity": f"{QUESTION} Always commit to the finest kind there is a name for, even where you "
+                       f"have to guess. {THINK} {ANSWER}. None is no answer.",
 }
 
-
-def seed_for(*parts) -> int:
-    """A 64-bit seed from whatever names a draw. sha256: Python's hash() of a string differs in every
-    process."""
-    return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8], "big")
+# ------------------------------------------------------------------------------------------------------------
+# N answers to each image
 
 
 @dataclass
@@ -77,38 +82,6 @@ class Group:
     advantages: list[float] | None = None
 
 
-class Sampler(LogitsProcessor):
-    """Chooses each row's next token and leaves `generate` no other: by inverse transform of a given uniform
-    number, or greedily at temperature 0. Keeps the log-probability of what it chose.
-
-    uniforms: (R, T) float64 in [0, 1), one for each row and position.
-    """
-
-    def __init__(self, uniforms: Tensor | None, temperature: float, banned: Tensor):
-        self.uniforms, self.temperature, self.banned = uniforms, temperature, banned
-        self.last = int((~banned).nonzero().max())     # rounding must not land on a banned token past the end
-        self.logprobs = []                             # T tensors (R,)
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores.float().masked_fill(self.banned, -torch.inf)
-        logprobs = (scores / (self.temperature or 1.0)).log_softmax(-1)
-        if self.temperature == 0:
-            token = scores.argmax(-1, keepdim=True)
-        else:
-            cdf = logprobs.exp().double().cumsum(-1)
-            u = self.uniforms[:, len(self.logprobs), None] * cdf[:, -1:]
-            token = torch.searchsorted(cdf, u, right=True).clamp(max=self.last)  # right: u = 0 skips p = 0
-        self.logprobs.append(logprobs.gather(-1, token)[:, 0])
-        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
-
-
-def first_eos_mask(completions: Tensor, eos_ids: list[int]) -> Tensor:
-    """(R, T) bool, true up to and including each row's first EOS: stopping is part of the answer and is
-    trained. By position, not by token id: the padding token often is an EOS itself."""
-    is_eos = torch.isin(completions, torch.tensor(eos_ids, device=completions.device))
-    return is_eos.cumsum(1) - is_eos.long() == 0
-
-
 def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, seed: int = 0,
            stream: str = "", temperature: float = 1.0, max_new_tokens: int = 512,
            max_rows: int = 256) -> list[Group]:
@@ -118,95 +91,241 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
     0 is greedy. At most max_rows rows are decoded at a time, half as many from then on where memory runs
     out, prompts of one length together, so that no prompt is padded.
     """
-    if not images:
-        return []
+    # Each image and the question go through the frozen parts once.
     prompts = encode(policy, images, question)
-    made: list[list] = [[None] * n for _ in prompts]   # (completion, mask, log-probs) of each row, (T,) each
-    todo = [(i, k) for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])) for k in range(n)]
-    retried, max_rows = False, min(max_rows, policy.rows or max_rows)
-    while todo:
-        length = len(prompts[todo[0][0]])
-        batch = [(i, k) for i, k in todo[:max_rows] if len(prompts[i]) == length]
+
+    # A row for each completion: (image number, which of its N).
+    queue = rows_by_prompt_length(prompts, n)
+    completions = [[] for _ in prompts]  # of each image, N of completion, mask, log-probs, each (T,)
+
+    if policy.rows is not None:
+        max_rows = min(max_rows, policy.rows)
+    ran_out = False
+    while queue:
+        # A round: as many rows as may be decoded at a time, all of one prompt length.
+        rows = next_round(queue, prompts, max_rows)
+        row_prompts = [prompts[i] for i, _ in rows]
+
+        # Random numbers: every row's own.
         uniforms = None
         if temperature > 0:
-            rows = [np.random.default_rng(seed_for(seed, stream, ids[i], k)).random(max_new_tokens)
-                    for i, k in batch]
-            uniforms = torch.from_numpy(np.stack(rows)).to(policy.device)
-        try:
-            parts = _decode(policy, [prompts[i] for i, _ in batch], uniforms, temperature, max_new_tokens)
-        except torch.cuda.OutOfMemoryError:
-            if retried or len(batch) == 1:
-                raise
-            parts, retried = None, True
-            policy.rows = max_rows = (len(batch) + 1) // 2
-        if parts is None:  # outside the except clause, whose traceback holds the memory
-            torch.cuda.empty_cache()
-            warnings.warn(f"out of memory with {len(batch)} rows decoded at a time: going on with {max_rows}")
+            names = [(seed, stream, ids[i], k) for i, k in rows]
+            uniforms = draw_uniforms(names, max_new_tokens).to(policy.device)  # (R, T)
+
+        # Decode, with fewer rows from here on if memory runs out.
+        tensors = decode_or_halve(policy, row_prompts, uniforms, temperature, max_new_tokens, ran_out)
+        if tensors is None:
+            ran_out = True
+            max_rows = policy.rows
             continue
-        for (i, k), row in zip(batch, zip(*parts)):
-            made[i][k] = row
-        todo = todo[len(batch):]
-    eos = torch.tensor(policy.eos_ids, device=policy.device)
+
+        # Keep each row with its image.
+        for (i, _), completion in zip(rows, zip(*tensors)):
+            completions[i].append(completion)
+        queue = queue[len(rows):]
+
+    # An image with its N completions is a group.
     groups = []
-    for name, prompt, rows in zip(ids, prompts, made):
-        completions, mask, logprobs = (
-            torch.nn.utils.rnn.pad_sequence(column, batch_first=True, padding_value=value)
-            for column, value in zip(zip(*rows), (policy.pad_id, False, 0.0)))
-        texts = policy.tokenizer.batch_decode(completions, skip_special_tokens=True)
-        truncated = int((~torch.isin(completions, eos).any(1)).sum())
-        groups.append(Group(name, prompt, completions, mask, logprobs, texts,
-                            [parse_answer(text) for text in texts], truncated))
+    for name, prompt, own in zip(ids, prompts, completions):
+        groups.append(make_group(policy, name, prompt, own))
     return groups
 
 
-def stack(groups: list, pad_id: int) -> list[Tensor]:
+def rows_by_prompt_length(prompts: list[Prompt], n: int) -> list[tuple[int, int]]:
+    """(image number, k) for k in 0 .. N-1 of each image, the images with the shortest prompts first."""
+    images = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    rows = []
+    for i in images:
+        rows += [(i, k) for k in range(n)]
+    return rows
+
+
+def next_round(queue: list[tuple[int, int]], prompts: list[Prompt], max_rows: int) -> list[tuple[int, int]]:
+    """The queue's first rows, at most max_rows, whose prompts are as long as the very first one's."""
+    first, _ = queue[0]
+    length = len(prompts[first])
+    return [(i, k) for i, k in queue[:max_rows] if len(prompts[i]) == length]
+
+
+def seed_for(*parts) -> int:
+    """A 64-bit seed from whatever names a draw. sha256: Python's hash() of a string differs in every
+    process."""
+    name = "|".join(map(str, parts))
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def draw_uniforms(names: list[tuple], length: int) -> Tensor:
+    """(R, length) float64 in [0, 1): for each row the numbers that its name, and nothing else, gives."""
+    rows = []
+    for name in names:
+        generator = np.random.default_rng(seed_for(*name))
+        rows.append(generator.random(length))
+    return torch.from_numpy(np.stack(rows))
+
+
+def make_group(policy: Policy, name: str, prompt: Prompt, rows: list[tuple]) -> Group:
+    """rows: N of completion, mask and log-probs, each (T,) with T the longest of their round."""
+    completions, mask, logprobs = zip(*rows)
+    completions = pad_sequence(completions, batch_first=True, padding_value=policy.pad_id)  # (N, T)
+    mask = pad_sequence(mask, batch_first=True, padding_value=False)                        # (N, T)
+    logprobs = pad_sequence(logprobs, batch_first=True, padding_value=0.0)                  # (N, T)
+
+    texts = policy.tokenizer.batch_decode(completions, skip_special_tokens=True)
+    answers = [parse_answer(text) for text in texts]
+
+    eos = torch.tensor(policy.eos_ids, device=policy.device)
+    has_ended = torch.isin(completions, eos).any(1)                                         # (N,)
+    truncated = int((~has_ended).sum())
+    return Group(name, prompt, completions, mask, logprobs, texts, answers, truncated)
+
+
+def stack(groups: list[Group], pad_id: int) -> list[Tensor]:
     """Completions, mask and sampling log-probs of B groups, each (B, N, T) with T the longest of them."""
-    width = max(g.completions.shape[1] for g in groups)
-    return [torch.stack([F.pad(x, (0, width - x.shape[1]), value=value) for x in rows]) for rows, value in (
-        ([g.completions for g in groups], pad_id), ([g.mask for g in groups], False),
-        ([g.logprobs for g in groups], 0.0))]
+    width = max(group.completions.shape[1] for group in groups)
+    completions = []
+    masks = []
+    logprobs = []
+    for group in groups:
+        missing = (0, width - group.completions.shape[1])
+        completions.append(F.pad(group.completions, missing, value=pad_id))
+        masks.append(F.pad(group.mask, missing, value=False))
+        logprobs.append(F.pad(group.logprobs, missing, value=0.0))
+    return [torch.stack(completions), torch.stack(masks), torch.stack(logprobs)]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Decoding
+
+
+class Sampler(LogitsProcessor):
+    """Chooses each row's next token and leaves `generate` no other: by inverse transform of a given uniform
+    number, or greedily at temperature 0. Keeps the log-probability of what it chose.
+
+    uniforms: (R, T) float64 in [0, 1), one for each row and position. logprobs: a tensor (R,) for each token
+    chosen so far.
+    """
+
+    def __init__(self, uniforms: Tensor | None, temperature: float, banned: Tensor):
+        self.uniforms = uniforms
+        self.temperature = temperature
+        self.banned = banned                        # (V,)
+        self.last = int((~banned).nonzero().max())  # the last token that may be sampled
+        self.logprobs = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.float().masked_fill(self.banned, -torch.inf)      # (R, V)
+        if self.temperature == 0:
+            logprobs = scores.log_softmax(-1)
+            token = scores.argmax(-1, keepdim=True)                       # (R, 1)
+        else:
+            logprobs = (scores / self.temperature).log_softmax(-1)
+            token = self.inverse_transform(logprobs)
+        self.logprobs.append(logprobs.gather(-1, token)[:, 0])
+
+        # Whatever `generate` does with the scores, one token is left.
+        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
+
+    def inverse_transform(self, logprobs: Tensor) -> Tensor:
+        """(R, 1): the token at which the cumulative probability passes the row's uniform number."""
+        position = len(self.logprobs)
+        cdf = logprobs.exp().double().cumsum(-1)                          # (R, V)
+        u = self.uniforms[:, position, None] * cdf[:, -1:]                # (R, 1); the last is not exactly 1
+        token = torch.searchsorted(cdf, u, right=True)                    # right: u = 0 skips p = 0
+        return token.clamp(max=self.last)  # rounding must not land on a banned token past the end
+
+
+def first_eos_mask(completions: Tensor, eos_ids: list[int]) -> Tensor:
+    """(R, T) bool, true up to and including each row's first EOS: stopping is part of the answer and is
+    trained. By position, not by token id: the padding token often is an EOS itself."""
+    is_eos = torch.isin(completions, torch.tensor(eos_ids, device=completions.device))
+    eos_before = is_eos.cumsum(1) - is_eos.long()                         # (R, T)
+    return eos_before == 0
+
+
+def decode_or_halve(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, temperature: float,
+                    max_new_tokens: int, ran_out: bool) -> tuple[Tensor, Tensor, Tensor] | None:
+    """decode(...). Where GPU memory runs out: None, and policy.rows is half of these rows for good. Raises
+    OutOfMemoryError where it ran out before, or a single row does not fit."""
+    try:
+        return decode(policy, prompts, uniforms, temperature, max_new_tokens)
+    except torch.cuda.OutOfMemoryError:
+        if ran_out or len(prompts) == 1:
+            raise
+    # Outside the except clause, whose traceback holds the memory.
+    torch.cuda.empty_cache()
+    policy.rows = (len(prompts) + 1) // 2
+    warnings.warn(f"out of memory with {len(prompts)} rows decoded at a time: going on with {policy.rows}")
+    return None
 
 
 @torch.inference_mode()
-def _decode(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, temperature: float,
-            max_new_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Completions, mask and sampling log-probs, each (R, T), for R prompts of one length; those that stand
-    next to each other and are the same object are forwarded once."""
+def decode(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, temperature: float,
+           max_new_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Completions, mask and sampling log-probs, each (R, T), for R prompts of one length. Prompts that stand
+    next to each other and are the same object are forwarded once. uniforms: (R, max_new_tokens)."""
     model = policy.model.eval()  # in train mode, HF's checkpointing would silently drop the cache
-    fresh = [r == 0 or prompt is not prompts[r - 1] for r, prompt in enumerate(prompts)]
-    once = [prompt for prompt, is_fresh in zip(prompts, fresh) if is_fresh]
-    cache = DynamicCache(config=model.config.get_text_config())
-    cache.layers = [_Layer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    # All but the last prompt token: generate must be given one to go on from, or it feeds the prompt again.
-    model.get_decoder()(**decoder_inputs(once, -1), use_cache=True, past_key_values=cache)
-    cache.batch_select_indices(torch.tensor(fresh, device=policy.device).cumsum(0) - 1)
-    ids = torch.stack([p.ids for p in prompts])
+
+    # Forward the prompts, and fork their keys and values: a row for each completion.
+    cache = prefill(policy, prompts)
+    ids = torch.stack([p.ids for p in prompts])                           # (R, P)
     # The offset from which the model derives the positions that come after an image.
-    offsets = torch.tensor([[p.start - len(p)] for p in prompts], device=policy.device)
+    offsets = torch.tensor([[p.start - len(p)] for p in prompts], device=policy.device)  # (R, 1)
+
     eos = torch.tensor(policy.eos_ids, device=policy.device)
-    completions = ids.new_full((len(ids), max_new_tokens), policy.pad_id)
-    logprobs = torch.zeros(completions.shape, device=policy.device)
-    rows, done = torch.arange(len(ids), device=policy.device), 0  # the rows that go on; tokens made so far
-    while done < max_new_tokens and len(rows):
+    completions = ids.new_full((len(ids), max_new_tokens), policy.pad_id)  # (R, T)
+    logprobs = torch.zeros(completions.shape, device=policy.device)       # (R, T)
+    rows = torch.arange(len(ids), device=policy.device)  # the numbers of the rows that go on
+    length = 0                                           # tokens that those rows have so far
+    while length < max_new_tokens and len(rows) > 0:
+        # Go on with these rows until a share of them has ended. `generate` feeds only the tokens that the
+        # cache does not hold: each row's last.
         model.model.rope_deltas = offsets[rows]
-        sampler = Sampler(None if uniforms is None else uniforms[rows, done:], temperature, policy.banned)
-        thinned = _Thinned(eos, len(rows))
+        remaining = None
+        if uniforms is not None:
+            remaining = uniforms[rows, length:]
+        sampler = Sampler(remaining, temperature, policy.banned)
+        ended_rows = EndedRows(eos, len(rows))
         ids = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
                              use_cache=True, logits_processor=LogitsProcessorList([sampler]),
-                             stopping_criteria=StoppingCriteriaList([thinned]), do_sample=False, num_beams=1,
-                             max_new_tokens=max_new_tokens - done, eos_token_id=policy.eos_ids,
-                             pad_token_id=policy.pad_id)
+                             stopping_criteria=StoppingCriteriaList([ended_rows]), do_sample=False,
+                             num_beams=1, max_new_tokens=max_new_tokens - length,
+                             eos_token_id=policy.eos_ids, pad_token_id=policy.pad_id)
+
+        # Write down what they said.
         new = len(sampler.logprobs)
-        completions[rows, done:done + new] = ids[:, -new:]
-        logprobs[rows, done:done + new] = torch.stack(sampler.logprobs, dim=1)
-        done += new
-        on = (~thinned.ended).nonzero()[:, 0]
-        # Who goes on stays in place or fills an ended row's: of rows 0 to 3, with 1 and 3 ended, [0, 2].
-        keep = torch.arange(len(on), device=on.device)
-        keep[thinned.ended[:len(on)]] = on[on >= len(on)]
-        rows, ids = rows[keep], ids[keep]
+        completions[rows, length:length + new] = ids[:, -new:]
+        logprobs[rows, length:length + new] = torch.stack(sampler.logprobs, dim=1)
+        length += new
+
+        # Drop the rows that have ended.
+        keep = rows_to_keep(ended_rows.ended)
+        rows = rows[keep]
+        ids = ids[keep]
         cache.batch_select_indices(keep)
     model.model.rope_deltas = None
-    completions, logprobs = completions[:, :done], logprobs[:, :done]
+
+    # Cut to the longest completion.
+    completions = completions[:, :length]
+    logprobs = logprobs[:, :length]
     mask = first_eos_mask(completions, policy.eos_ids)
     return completions, mask, torch.where(mask, logprobs, 0.0)
+
+
+def prefill(policy: Policy, prompts: list[Prompt]) -> DynamicCache:
+    """The keys and values of R prompts of one length, R rows in every layer, each distinct prompt forwarded
+    once."""
+    distinct = []
+    index = []  # R numbers: which distinct prompt a row has
+    for prompt in prompts:
+        if not distinct or prompt is not distinct[-1]:
+            distinct.append(prompt)
+        index.append(len(distinct) - 1)
+
+    # All but the last token: `generate` must be given one to go on from, or it feeds the prompt again.
+    cache = new_cache(policy.model.config)
+    inputs = decoder_inputs(distinct, end=-1)
+    policy.model.get_decoder()(**inputs, use_cache=True, past_key_values=cache)
+
+    cache.batch_select_indices(torch.tensor(index, device=policy.device))
+    return cache

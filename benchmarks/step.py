@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -27,8 +28,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from transformers import LogitsProcessorList, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.cache_utils import DynamicLayer
+from transformers import (DynamicCache, LogitsProcessorList, Qwen2_5_VLConfig,
+                          Qwen2_5_VLForConditionalGeneration)
 
 import lora
 import policy as policies
@@ -37,45 +38,63 @@ import tiny
 import train
 from judge import judge_groups
 from judges.taxonomy import TaxonomyJudge
-from support import checkpoints, decoding_cache
+from support import decoding_cache
+from support.checkpoints import render_question
 
-QUESTION, SIDE, IMAGES, N = "what is it? be brief.", 504, 2, 8
-RANK, ALPHA, LR, TEMPERATURE = 64, 32, 1e-4, 1.0
+QUESTION = "what is it? be brief."
+SIDE = 504  # pixels
+IMAGES = 2
+N = 8
+STEPS = 6  # the first warms up
+
+RANK = 64
+ALPHA = 32
+LR = 1e-4
+TEMPERATURE = 1.0
+
+PARTS = ("rollout", "judge", "reference", "update", "step")
+
+# ------------------------------------------------------------------------------------------------------------
+# What every system steps: one policy, the same pictures
 
 
 def build() -> policies.Policy:
-    """The "mid" shape, 7 M parameters; std .08, so that logits are far enough apart for equal answers to mean
-    something. EOS is banned: every completion has the full length."""
+    """The "mid" shape, 7 M parameters, random weights. EOS is banned: every completion has the full
+    length."""
     tok = tiny.tokenizer()
-    ids = dict(zip(tiny.SPECIALS, tok.convert_tokens_to_ids(tiny.SPECIALS)))
+    ids = tiny.special_ids(tok)
+    text = dict(
+        vocab_size=len(tok), hidden_size=256, intermediate_size=768, num_hidden_layers=8,
+        num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=4096, bos_token_id=None,
+        eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]})
+    vision = dict(depth=4, hidden_size=128, num_heads=4, intermediate_size=384, out_hidden_size=256,
+                  patch_size=14, window_size=112, fullatt_block_indexes=[3])
     config = Qwen2_5_VLConfig(
-        text_config=dict(vocab_size=len(tok), hidden_size=256, intermediate_size=768, num_hidden_layers=8,
-                         num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=4096,
-                         bos_token_id=None, eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
-                         rope_parameters={"rope_type": "default", "rope_theta": 1e6,
-                                          "mrope_section": [4, 6, 6]}),
-        vision_config=dict(depth=4, hidden_size=128, num_heads=4, intermediate_size=384, out_hidden_size=256,
-                           patch_size=14, window_size=112, fullatt_block_indexes=[3]),
+        text_config=text, vision_config=vision, tie_word_embeddings=False, attn_implementation="sdpa",
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=False, attn_implementation="sdpa")
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"])
+
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(config)
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.dim() > 1:
-                p.normal_(0, 0.08)
+    tiny.spread_weights(model)
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
-    made = policies.from_parts(model.eval(), tiny.processor())
-    made.banned[made.eos_ids] = True
-    return made
+    policy = policies.from_parts(model.eval(), tiny.processor())
+    policy.banned[policy.eos_ids] = True
+    return policy
+
+
+def pictures(count: int) -> list:
+    return tiny.pictures(*[(SIDE, SIDE)] * count)
 
 
 def resident_mb(key: str) -> float:
     """VmRSS or VmHWM (its peak) of this process, MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) / 1024
+    raise ValueError(f"no {key} in /proc/self/status")
 
 
 class Clock:
@@ -83,177 +102,289 @@ class Clock:
 
     def __init__(self):
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-        self.base, self.steps = resident_mb("VmRSS"), []
+        self.base = resident_mb("VmRSS")
+        self.steps = []  # a dict part -> seconds for each
 
-    def timed(self, part: str, function):
-        def run(*args, **kwargs):
-            start = time.process_time()
-            made = function(*args, **kwargs)
-            self.steps[-1][part] = self.steps[-1].get(part, 0) + time.process_time() - start
-            return made
-        return run
+    def new_step(self) -> None:
+        self.steps.append({})
+
+    @contextmanager
+    def part(self, name: str):
+        start = time.process_time()
+        yield
+        step = self.steps[-1]
+        step[name] = step.get(name, 0) + time.process_time() - start
 
     def report(self) -> dict:
+        """The median of each part, and memory in MB."""
         steps = self.steps[1:]  # the first warms up
-        parts = {part: median(s[part] for s in steps) for part in steps[0]}
-        return parts | {"memory": resident_mb("VmHWM") - self.base}
+        figures = {}
+        for part in steps[0]:
+            figures[part] = median(step[part] for step in steps)
+        figures["memory"] = resident_mb("VmHWM") - self.base
+        return figures
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Plain and ours
 
 
 def plain_rollout(policy, images, ids, question, n, seed, stream, max_new_tokens):
     """transformers' generate on the processor's output, image and prompt repeated N times; the random numbers
     and so the answers are rollout.sample's."""
-    text = checkpoints._ask(policy.processor, question)
-    inputs = policy.processor(text=[text] * len(images), images=images, return_tensors="pt", padding=True)
-    rows = [np.random.default_rng(rollout.seed_for(seed, stream, i, k)).random(max_new_tokens)
-            for i in ids for k in range(n)]
-    sampler = rollout.Sampler(torch.from_numpy(np.stack(rows)), TEMPERATURE, policy.banned)
-    repeated = policy.processor(text=[text] * (len(images) * n), return_tensors="pt", padding=True,
-                                images=[image for image in images for _ in range(n)])
-    made = policy.model.generate(**repeated, do_sample=False, max_new_tokens=max_new_tokens,
+    names = []
+    repeated_images = []
+    for name, image in zip(ids, images):
+        names += [(seed, stream, name, k) for k in range(n)]
+        repeated_images += [image] * n
+    text = render_question(policy.processor, question)
+    inputs = policy.processor(text=[text] * len(names), images=repeated_images, return_tensors="pt",
+                              padding=True)
+
+    uniforms = rollout.draw_uniforms(names, max_new_tokens)
+    sampler = rollout.Sampler(uniforms, TEMPERATURE, policy.banned)
+    made = policy.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens,
                                  logits_processor=LogitsProcessorList([sampler]))
-    completions = made[:, inputs["input_ids"].shape[1]:]
-    prompts = policies.encode(policy, images, question)
-    logprobs, mask = torch.stack(sampler.logprobs, 1), torch.ones_like(completions, dtype=torch.bool)
-    texts = policy.tokenizer.batch_decode(completions)
-    return [rollout.Group(ids[i], prompts[i], *(t[i * n:(i + 1) * n] for t in (completions, mask, logprobs)),
-                          texts[i * n:(i + 1) * n], [None] * n, 0) for i in range(len(images))]
+    completions = made[:, inputs["input_ids"].shape[1]:]                  # (R, T)
+    logprobs = torch.stack(sampler.logprobs, dim=1)                       # (R, T)
+    mask = torch.ones_like(completions, dtype=torch.bool)
+
+    groups = []
+    for i, prompt in enumerate(policies.encode(policy, images, question)):
+        own = slice(i * n, (i + 1) * n)
+        texts = policy.tokenizer.batch_decode(completions[own])
+        groups.append(rollout.Group(ids[i], prompt, completions[own], mask[own], logprobs[own], texts,
+                                    answers=[None] * n, truncated=0))
+    return groups
 
 
-def ours(tokens: int, plain: bool, n: int = N, steps: int = 6, micro_batch: int = IMAGES) -> dict:
-    """Our own step, or the same with every completion behind its own copy of the prompt."""
-    policy, images = build(), tiny.pictures(*[(SIDE, SIDE)] * IMAGES)
+def ours(tokens: int, n: int = N, micro_batch: int = IMAGES) -> dict:
+    """Our own step."""
+    return run_steps(tokens, rollout.sample, shared=True, n=n, micro_batch=micro_batch)
+
+
+def plain(tokens: int) -> dict:
+    """The same with every completion behind its own copy of the prompt."""
+    return run_steps(tokens, plain_rollout, shared=False, n=N, micro_batch=IMAGES)
+
+
+def run_steps(tokens: int, sample, shared: bool, n: int, micro_batch: int) -> dict:
+    """Seconds of each part, memory, prompt length, and the first step's completions."""
+    policy = build()
+    images = pictures(IMAGES)
+    ids = [str(i) for i in range(IMAGES)]
     lora.add_lora(policy.model, RANK, ALPHA)
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, LR)
     config = train.Config(n=n, minibatch=IMAGES, micro_batch=micro_batch, max_new_tokens=tokens, beta=0.01,
                           clip_low=0.2, clip_high=0.2)
     judge = TaxonomyJudge({"red finch": "finch", "finch": "bird", "bird": None})
-    ids, sample = [str(i) for i in range(IMAGES)], plain_rollout if plain else rollout.sample
-    rng, answers = np.random.default_rng(0), ["red finch", "finch", "bird", "owl", "none", "a red finch"]
-    score, first = policies.completion_logprobs, None
     clock = Clock()
+    score_reference_apart(clock, shared)
 
-    def scored(*args):
-        run = score if torch.is_grad_enabled() else clock.timed("reference", score)
-        return run(*args, shared=not plain)
-    train.completion_logprobs = scored
-    for step in range(steps):
-        clock.steps.append({})
-        start = time.process_time()
-        groups = clock.timed("rollout", sample)(policy, images, ids, QUESTION, n=n, seed=0,
-                                                stream=f"train/{step}", max_new_tokens=tokens)
-        said = [[answers[k] for k in rng.integers(len(answers), size=n)] for _ in ids]
-        judged = clock.timed("judge", judge_groups)(judge, ["red finch"] * IMAGES, said)
-        rewards = [train.group_rewards(c, config) for c in judged]
-        advantages = train.group_advantages(torch.tensor(rewards))
-        clock.timed("update", train.update)(policy, optimizer, groups, advantages, config)
+    rng = np.random.default_rng(0)
+    first = None
+    for step in range(STEPS):
+        clock.new_step()
+        with clock.part("step"):
+            with clock.part("rollout"):
+                groups = sample(policy, images, ids, QUESTION, n=n, seed=0, stream=f"train/{step}",
+                                max_new_tokens=tokens)
+
+            # Random weights say nothing that a judge could read: it gets answers made up for it.
+            answers = [made_up_answers(rng, n) for _ in ids]
+            with clock.part("judge"):
+                categories = judge_groups(judge, ["red finch"] * IMAGES, answers)
+            rewards = [train.group_rewards(group, config) for group in categories]
+            advantages = train.group_advantages(torch.tensor(rewards))    # (B, N)
+
+            with clock.part("update"):
+                train.update(policy, optimizer, groups, advantages, config)
         clock.steps[-1]["update"] -= clock.steps[-1]["reference"]
-        clock.steps[-1]["step"] = time.process_time() - start
-        first = first or [g.completions.tolist() for g in groups]
+        if first is None:
+            first = [group.completions.tolist() for group in groups]
     return clock.report() | {"prompt": len(groups[0].prompt), "first": first}
 
 
-def trl(tokens: int, steps: int = 6) -> dict:
+def made_up_answers(rng: np.random.Generator, n: int) -> list[str]:
+    names = ["red finch", "finch", "bird", "owl", "none", "a red finch"]
+    return [names[k] for k in rng.integers(len(names), size=n)]
+
+
+def score_reference_apart(clock: Clock, shared: bool) -> None:
+    """train.update scores by the shared path or the plain one, the reference (scored without gradient) on the
+    clock's own part."""
+    score = policies.completion_logprobs
+
+    def timed_score(*args, **kwargs):
+        if torch.is_grad_enabled():
+            return score(*args, **kwargs, shared=shared)
+        with clock.part("reference"):
+            return score(*args, **kwargs, shared=shared)
+
+    train.completion_logprobs = timed_score
+
+
+# ------------------------------------------------------------------------------------------------------------
+# TRL
+
+
+def trl(tokens: int) -> dict:
     """TRL's GRPOTrainer on the same model, images, N, LoRA and length."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
-    policy, images = build(), tiny.pictures(*[(SIDE, SIDE)] * IMAGES)
+
+    policy = build()
     banned = policy.banned.nonzero().flatten().tolist()
     policy.model.generation_config.suppress_tokens = banned
-    rows = [{"prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}],
-             "image": image} for image in images]
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+    rows = [{"prompt": [{"role": "user", "content": content}], "image": image} for image in pictures(IMAGES)]
     options = GRPOConfig(
         output_dir="/tmp/trl", per_device_train_batch_size=IMAGES * N, num_generations=N, beta=0.01,
-        max_completion_length=tokens, max_steps=steps, learning_rate=LR, report_to="none", use_cpu=True,
+        max_completion_length=tokens, max_steps=STEPS, learning_rate=LR, report_to="none", use_cpu=True,
         save_strategy="no", logging_strategy="no", gradient_checkpointing=False, bf16=False,
         max_grad_norm=1.0, temperature=TEMPERATURE, disable_tqdm=True,
         generation_kwargs={"suppress_tokens": banned, "min_new_tokens": tokens})
-    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=r".*language_model.*\.(q_proj|k_proj|v_proj|"
-                      r"o_proj|gate_proj|up_proj|down_proj)")
-    clock = None
-
-    class Steps(TrainerCallback):
-        def on_step_begin(self, *args, **kwargs):
-            clock.steps.append({})
-            self.start = time.process_time()
-
-        def on_step_end(self, *args, **kwargs):
-            clock.steps[-1]["step"] = time.process_time() - self.start
+    linears = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+    adapters = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=rf".*language_model.*\.({linears})")
 
     def reward(completions, **kwargs):
         return [float(i % 2) for i in range(len(completions))]
-    trainer = GRPOTrainer(model=policy.model, reward_funcs=reward, args=options, peft_config=lora,
+
+    class Steps(TrainerCallback):
+        """Times each step; the clock is made once the trainer is."""
+        clock = None
+
+        def on_step_begin(self, *args, **kwargs):
+            self.clock.new_step()
+            self.start = time.process_time()
+
+        def on_step_end(self, *args, **kwargs):
+            self.clock.steps[-1]["step"] = time.process_time() - self.start
+
+    steps = Steps()
+    trainer = GRPOTrainer(model=policy.model, reward_funcs=reward, args=options, peft_config=adapters,
                           train_dataset=Dataset.from_list(rows), processing_class=policy.processor,
-                          callbacks=[Steps()])
-    clock = Clock()
+                          callbacks=[steps])
+    steps.clock = Clock()
+
     generate = type(policy.model).generate
 
     def timed_generate(self, *args, **kwargs):
-        made = clock.timed("rollout", generate)(self, *args, **kwargs)
+        with steps.clock.part("rollout"):
+            made = generate(self, *args, **kwargs)
         assert made.shape[1] >= tokens
         return made
+
     type(policy.model).generate = timed_generate
     trainer.train()
-    return clock.report()
+    return steps.clock.report()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Dropping ended rows
 
 
 def dropping(count: int) -> dict:
     """Rollouts of `count` images alone, their lengths spread evenly over 50 .. 150: ended rows dropped; run
-    to the end; and run to the end on transformers' own cache, as `generate` does by itself. Answers are the
-    same but where a random number lies within rounding of the edge between two neighbouring tokens (another
-    number of rows is multiplied in another order): "differ" counts those rows, any other difference fails."""
-    policy, images = build(), tiny.pictures(*[(SIDE, SIDE)] * count)
-    decode, eos, found = rollout._decode, policy.eos_ids[0], {}
+    to the end ("kept"); and run to the end on transformers' own cache, as `generate` does by itself
+    ("plain"). Answers are the same but where a random number lies within rounding of the edge between two
+    neighbouring tokens (another number of rows is multiplied in another order): "differ" counts those rows,
+    any other difference fails."""
+    policy = build()
+    images = pictures(count)
+    ids = [str(i) for i in range(count)]
+    end_at_spread_lengths(policy.eos_ids[0])
+
+    share = decoding_cache.DROP
+    own_cache = rollout.new_cache
+    seconds = {"dropped": [], "kept": [], "plain": []}
+    expected = None
+    differ = 0
+    for name in list(seconds) * 4:
+        decoding_cache.DROP = share if name == "dropped" else 2.0
+        rollout.new_cache = transformers_cache if name == "plain" else own_cache
+        start = time.process_time()
+        groups = rollout.sample(policy, images, ids, QUESTION, N, max_new_tokens=150)
+        seconds[name].append(time.process_time() - start)
+
+        rows = []  # what each row said, its padding cut off
+        for group in groups:
+            rows += [row[mask].tolist() for row, mask in zip(group.completions, group.mask)]
+        lengths = [len(row) for row in rows]
+        assert min(lengths) == 50 and max(lengths) == 150
+        if expected is None:
+            expected = rows
+        differ = max(differ, rows_that_differ(rows, expected, policy.banned))
+
+    found = {name: median(times[1:]) for name, times in seconds.items()}  # the first warms up
+    return found | {"differ": differ}
+
+
+def end_at_spread_lengths(eos: int) -> None:
+    """From here on a rollout's rows say EOS at lengths spread evenly over 50 .. 150, in a fixed order."""
+    decode = rollout.decode
 
     class Ending(rollout.Sampler):
         """Says EOS where the uniform number is 2."""
+
         def __call__(self, input_ids, scores):
             ends = self.uniforms[:, len(self.logprobs)] > 1
             out = super().__call__(input_ids, scores)
-            out[ends] = torch.full_like(out[ends], -torch.inf).index_fill(1, torch.tensor([eos]), 0.0)
+            out[ends] = -torch.inf
+            out[ends, eos] = 0.0
             return out
 
     def spread(policy, prompts, uniforms, *args):
-        lengths = np.random.default_rng(0).permutation(np.linspace(50, 150, len(prompts)).astype(int))
-        for row, length in enumerate(lengths):
+        lengths = np.linspace(50, 150, len(prompts)).astype(int)
+        for row, length in enumerate(np.random.default_rng(0).permutation(lengths)):
             uniforms[row, length - 1:] = 2.0
         return decode(policy, prompts, uniforms, *args)
-    rollout._decode, rollout.Sampler = spread, Ending
-    share, layer = decoding_cache.DROP, rollout._Layer
-    place = (~policy.banned).cumsum(0).tolist()  # of each token among those that can be sampled
-    for name in ("dropped", "kept", "plain") * 4:
-        decoding_cache.DROP = share if name == "dropped" else 2.0
-        rollout._Layer = DynamicLayer if name == "plain" else layer
-        start = time.process_time()
-        groups = rollout.sample(policy, images, list(map(str, range(count))), QUESTION, N, max_new_tokens=150)
-        found.setdefault(name, []).append(time.process_time() - start)
-        rows = [row[mask].tolist() for g in groups for row, mask in zip(g.completions, g.mask)]
-        firsts = [next((pair for pair in zip(*both) if pair[0] != pair[1]), None)
-                  for both in zip(rows, found.setdefault("rows", rows), strict=True)]
-        edges = [abs(place[a] - place[b]) for a, b in filter(None, firsts)]
-        assert set(edges) <= {1} and len(edges) <= 0.02 * len(rows), "answers depend on dropping rows"
-        found["differ"] = max(len(edges), found.get("differ", 0))
-        lengths = [int(x) for g in groups for x in g.mask.sum(1)]
-        assert min(lengths) == 50 and max(lengths) == 150
-    return {name: median(found[name][1:]) for name in ("dropped", "kept", "plain")} | {
-        "differ": found["differ"]}
+
+    rollout.Sampler = Ending
+    rollout.decode = spread
+
+
+def transformers_cache(config) -> DynamicCache:
+    return DynamicCache(config=config.get_text_config())
+
+
+def rows_that_differ(rows: list, expected: list, banned: torch.Tensor) -> int:
+    """How many rows differ. Each must part at two tokens that are neighbours among those that can be sampled,
+    and 2 % of the rows may."""
+    place = (~banned).cumsum(0).tolist()  # of each token among those that can be sampled
+    count = 0
+    for row, other in zip(rows, expected, strict=True):
+        pairs = [(a, b) for a, b in zip(row, other) if a != b]
+        if pairs:
+            a, b = pairs[0]
+            assert abs(place[a] - place[b]) == 1, "answers depend on dropping rows"
+            count += 1
+    assert count <= 0.02 * len(rows), "answers depend on dropping rows"
+    return count
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Growth with N
 
 
 def growth(tokens: int) -> dict:
     """CPU seconds of reference and update together by N, at this completion length."""
-    found = {}
+    seconds = {}
     for n in (2, 4, 8, 16, 32):
-        seen = ours(tokens, plain=False, n=n, micro_batch=1)  # as train.py's default
-        found[n] = seen["reference"] + seen["update"]
+        seen = ours(tokens, n=n, micro_batch=1)  # as train.py's default
+        seconds[n] = seen["reference"] + seen["update"]
         prompt = seen["prompt"]
-    return {"seconds": found, "prompt": prompt}
+    return {"seconds": seconds, "prompt": prompt}
 
 
-CHILDREN = {"plain": lambda tokens: ours(tokens, plain=True),
-            "ours": lambda tokens: ours(tokens, plain=False),
-            "trl": trl, "dropping": dropping, "growth": growth}
+# ------------------------------------------------------------------------------------------------------------
+# The command
+
+
+CHILDREN = {"plain": plain, "ours": ours, "trl": trl, "dropping": dropping, "growth": growth}
 
 
 def child(what: str, size: int) -> dict:
@@ -265,55 +396,78 @@ def child(what: str, size: int) -> dict:
     return json.loads(made.stdout.splitlines()[-1])
 
 
+def print_step(systems: tuple, tokens: int) -> None:
+    """A row for each system, then each one's ratio to ours."""
+    seen = {what: child(what, tokens) for what in systems}
+    same = seen["plain"]["first"] == seen["ours"]["first"]
+    print(f"\n{tokens} tokens, prompts of {seen['ours']['prompt']}; plain and ours sample the same "
+          f"answers in the first step: {same}")
+    print(" " * 8 + "".join(f"{heading:>11}" for heading in (*PARTS, "tokens/s", "memory")))
+    for what, figures in seen.items():
+        line = f"{what:<8}"
+        for part in PARTS:
+            line += f"{figures[part]:>11.2f}" if part in figures else f"{'-':>11}"
+        rate = IMAGES * N * tokens / figures["step"]
+        print(line + f"{rate:>11.0f}{figures['memory']:>11.0f}")
+    for what in systems:
+        if what == "ours":
+            continue
+        ratios = []
+        for name in ("rollout", "reference", "update", "step", "memory"):
+            if name in seen[what]:
+                ratios.append(f"{name} {seen[what][name] / seen['ours'][name]:.2f}x")
+        print(f"{what} / ours: " + ", ".join(ratios))
+
+
+def print_dropping(count: int) -> None:
+    seen = child("dropping", count)
+    print(f"\nrollout of {count} x {N}, lengths over 50..150, {seen['differ']} answers differ: "
+          f"{seen['dropped']:.2f} s; with ended rows kept {seen['kept']:.2f} s, "
+          f"{seen['kept'] / seen['dropped']:.2f}x; and on transformers' own cache "
+          f"{seen['plain']:.2f} s, {seen['plain'] / seen['dropped']:.2f}x")
+
+
+def print_growth(tokens: int) -> None:
+    seen = child("growth", tokens)
+    seconds = seen["seconds"]
+    by_n = ", ".join(f"{n}: {value:.2f} s" for n, value in seconds.items())
+    ratio = (seen["prompt"] + 32 * tokens) / (seen["prompt"] + 4 * tokens)
+    print(f"\nreference and update by N at {tokens} tokens: {by_n}; from 4 to 32 "
+          f"{seconds['32'] / seconds['4']:.2f}x, the tokens {ratio:.2f}x")
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--only", choices=("step", "dropping", "growth"))
     p.add_argument("--child", nargs=2, metavar=("WHAT", "SIZE"), help=argparse.SUPPRESS)
     args = p.parse_args()
+
+    # In a child's process: one measurement, one line of JSON.
     if args.child:
+        what, size = args.child
         torch.set_num_threads(1)
         torch.set_num_interop_threads(1)
-        print(json.dumps(CHILDREN[args.child[0]](int(args.child[1]))))
+        print(json.dumps(CHILDREN[what](int(size))))
         return
+
+    systems = ("plain", "trl", "ours")
     try:
-        import peft  # noqa: E401, F401
-        import trl
-        systems = ("plain", "trl", "ours")
+        import peft  # noqa: F401
+        import trl  # noqa: F401
     except ImportError:
         print("trl and peft are not installed: no comparison with TRL")
         systems = ("plain", "ours")
+
     if args.only in (None, "step"):
         print(f"CPU seconds a step, {IMAGES} prompts, N = {N} (tokens/s: completions; memory: MB over base)")
         for tokens in (64, 150):
-            seen = {what: child(what, tokens) for what in systems}
-            same = seen["plain"].pop("first") == seen["ours"].pop("first")
-            print(f"\n{tokens} tokens, prompts of {seen['ours']['prompt']}; plain and ours sample the same "
-                  f"answers in the first step: {same}\n{'':<8}" + "".join(f"{h:>11}" for h in (
-                      "rollout", "judge", "reference", "update", "step", "tokens/s", "memory")))
-            for what, s in seen.items():
-                s["rate"] = IMAGES * N * tokens / s["step"]
-                cells = [s.get(k) for k in ("rollout", "judge", "reference", "update", "step")]
-                print(f"{what:<8}" + "".join(f"{'-' if c is None else f'{c:.2f}':>11}" for c in cells)
-                      + f"{s['rate']:>11.0f}{s['memory']:>11.0f}")
-            for what in systems[:-1]:
-                print(f"{what} / ours: " + ", ".join(
-                    f"{k} {seen[what][k] / seen['ours'][k]:.2f}x" for k in (
-                        "rollout", "reference", "update", "step", "memory") if k in seen[what]))
+            print_step(systems, tokens)
     if args.only in (None, "dropping"):
         for count in (2, 8, 32):
-            seen = child("dropping", count)
-            print(f"\nrollout of {count} x {N}, lengths over 50..150, {seen['differ']} answers differ: "
-                  f"{seen['dropped']:.2f} s; with ended rows kept {seen['kept']:.2f} s, "
-                  f"{seen['kept'] / seen['dropped']:.2f}x; and on transformers' own cache "
-                  f"{seen['plain']:.2f} s, {seen['plain'] / seen['dropped']:.2f}x")
+            print_dropping(count)
     if args.only in (None, "growth"):
         for tokens in (64, 150):
-            seen = child("growth", tokens)
-            s, prompt = seen["seconds"], seen["prompt"]
-            print(f"\nreference and update by N at {tokens} tokens: "
-                  + ", ".join(f"{n}: {v:.2f} s" for n, v in s.items())
-                  + f"; from 4 to 32 {s['32'] / s['4']:.2f}x, the tokens "
-                    f"{(prompt + 32 * tokens) / (prompt + 4 * tokens):.2f}x")
+            print_growth(tokens)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,25 @@
-"""Checkpoints of the families that are known: processors, chat templates, pixel limits."""
+"""Checkpoints: the known families of vision-language models, their processors, chat templates and tokens.
+
+    model, processor = load_checkpoint("Qwen/Qwen2.5-VL-7B-Instruct", "cuda", torch.bfloat16)
+    eos_ids = end_of_sequence_ids(model, processor)
+    banned = banned_tokens(model.config, processor.tokenizer, eos_ids)
+
+Each function returns a part. policy.py puts the parts together. Checkpoints are in Hugging Face's own format.
+
+Where this departs from the usual stack: there is no torchvision here. Images are always prepared by the PIL
+image processor, so numbers don't depend on what happens to be installed. (AutoProcessor without torchvision
+silently returns the tokenizer alone.)
+"""
 
 import json
 import math
+import re
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
@@ -15,71 +31,215 @@ from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
-FAMILIES = {  # a config's model_type: its image processor on PIL, its chat processor
-    "qwen2_vl": (Qwen2VLImageProcessorPil, Qwen2VLProcessor),
-    "qwen2_5_vl": (Qwen2VLImageProcessorPil, Qwen2_5_VLProcessor),
-    "qwen3_vl": (Qwen2VLImageProcessorPil, Qwen3VLProcessor),
-    "internvl": (GotOcr2ImageProcessorPil, InternVLProcessor),
-    "idefics3": (Idefics3ImageProcessorPil, Idefics3Processor),
+
+class Family(NamedTuple):
+    """The two classes that turn images and chats into a model's inputs."""
+    image_processor: type  # on PIL
+    processor: type
+
+
+FAMILIES = {  # by the model_type of a checkpoint's config
+    "qwen2_vl": Family(Qwen2VLImageProcessorPil, Qwen2VLProcessor),
+    "qwen2_5_vl": Family(Qwen2VLImageProcessorPil, Qwen2_5_VLProcessor),
+    "qwen3_vl": Family(Qwen2VLImageProcessorPil, Qwen3VLProcessor),
+    "internvl": Family(GotOcr2ImageProcessorPil, InternVLProcessor),
+    "idefics3": Family(Idefics3ImageProcessorPil, Idefics3Processor),
 }
 
-
-def make_processor(config, images, tokenizer, chat_template: str) -> ProcessorMixin:
-    """The family's processor of chats with images, without its video side, which alone needs torchvision."""
-    class ImageOnly(FAMILIES[config.model_type][1]):
-        def check_argument_for_proper_class(self, name, value):
-            return None if name == "video_processor" else super().check_argument_for_proper_class(name, value)
-
-    processor = ImageOnly(image_processor=images, tokenizer=tokenizer, chat_template=chat_template)
-    vision = config.vision_config  # two families must be told into how many tokens a tile goes
-    if config.model_type == "internvl":
-        processor.image_seq_length = config.image_seq_length
-    if config.model_type == "idefics3":
-        processor.image_seq_len = (vision.image_size // vision.patch_size // config.scale_factor) ** 2
-    return processor
+# ------------------------------------------------------------------------------------------------------------
+# From a folder or the hub to a model and its processor
 
 
-def _limit_pixels(images, max_pixels: int) -> None:
-    """No image goes to the model with more pixels than that. InternVL takes as many whole tiles, Idefics3 the
-    largest square of whole tiles; the small picture of the whole that goes with several comes on top."""
-    tile = images.size.get("height") or getattr(images, "max_image_size", {}).get("longest_edge")
-    smallest = tile ** 2 if tile else (images.patch_size * images.merge_size) ** 2
-    if max_pixels < smallest:
-        raise ValueError(f"max pixels must be at least one image {'tile' if tile else 'token'}, {smallest}, "
-                         f"got {max_pixels}")
-    if not tile:  # by hand: older checkpoints say min_pixels/max_pixels, newer ones size
-        images.size = {"shortest_edge": min(images.size["shortest_edge"], max_pixels),
-                       "longest_edge": max_pixels}
-    elif "longest_edge" in images.size:
-        edge = tile * math.isqrt(max_pixels // smallest)
-        images.size = {"longest_edge": min(images.size["longest_edge"], edge)}
-    else:
-        images.max_patches = min(images.max_patches, max_pixels // smallest)
+def load_checkpoint(name: str, device, dtype,
+                    max_pixels: int | None = None) -> tuple[nn.Module, ProcessorMixin]:
+    """Model and processor of a folder or hub repository. max_pixels: larger images are scaled down to it.
+    Raises ValueError or OSError, in one line, for what is no checkpoint of one of FAMILIES."""
+    config = read_config(name)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        image_processor = FAMILIES[config.model_type].image_processor.from_pretrained(name)
+    except (OSError, ValueError, ImportError) as e:  # ImportError: quantised, by a package that is not here
+        reason = str(e).strip().splitlines()[0]
+        raise OSError(f"cannot load the checkpoint {name!r}: {reason}") from None
+    if max_pixels is not None:
+        limit_pixels(image_processor, max_pixels)
+    chat_template = read_chat_template(name, tokenizer)
+    processor = make_processor(config, image_processor, tokenizer, chat_template)
+    return model.to(device), processor
 
 
-def _chat_template(name: str, tokenizer) -> str:
+def read_config(name: str):
+    """The checkpoint's config. Raises OSError where there is none, ValueError where no family is known."""
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as e:
+        reason = str(e).splitlines()[0]
+        raise OSError(f"no model at {name!r}: neither a folder with a config.json nor a name the hub gives "
+                      f"({reason})") from None
+    if config.model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"{name} is a {config.model_type} model: choose a checkpoint of {known}")
+    return config
+
+
+def read_chat_template(name: str, tokenizer) -> str:
     """The processor's own template where the folder or hub repository has one, else the tokenizer's."""
     for file in ("chat_template.jinja", "chat_template.json"):
         found = cached_file(name, file, _raise_exceptions_for_missing_entries=False,
                             _raise_exceptions_for_connection_errors=False)
-        if found:
-            text = Path(found).read_text(encoding="utf-8")
-            return json.loads(text)["chat_template"] if file.endswith("json") else text
+        if not found:
+            continue
+        text = Path(found).read_text(encoding="utf-8")
+        if file.endswith("json"):
+            return json.loads(text)["chat_template"]
+        return text
     if tokenizer.chat_template is None:
         raise ValueError(f"the checkpoint {name!r} has no chat template")
     return tokenizer.chat_template
 
 
-def _turn_end(processor: ProcessorMixin) -> int | None:
-    """The control token that the chat template puts behind the model's turn (Idefics3's is no EOS)."""
-    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]},
-             {"role": "assistant", "content": [{"type": "text", "text": "mallard"}]}]
-    after = processor.apply_chat_template(turns, tokenize=False).rpartition("mallard")[2]
-    ids = processor.tokenizer(after, add_special_tokens=False)["input_ids"]
-    return ids[0] if ids and ids[0] in processor.tokenizer.added_tokens_decoder else None
+def make_processor(config, image_processor, tokenizer, chat_template: str) -> ProcessorMixin:
+    """The family's processor of chats with images, without its video side, which alone needs torchvision."""
+
+    class ImageOnly(FAMILIES[config.model_type].processor):
+        def check_argument_for_proper_class(self, name, value):
+            if name == "video_processor":
+                return None
+            return super().check_argument_for_proper_class(name, value)
+
+    processor = ImageOnly(image_processor=image_processor, tokenizer=tokenizer, chat_template=chat_template)
+
+    # Two families must be told into how many tokens a tile goes.
+    if config.model_type == "internvl":
+        processor.image_seq_length = config.image_seq_length
+    if config.model_type == "idefics3":
+        vision = config.vision_config
+        tokens_a_side = vision.image_size // vision.patch_size // config.scale_factor
+        processor.image_seq_len = tokens_a_side ** 2
+    return processor
 
 
-def _ask(processor: ProcessorMixin, question: str) -> str:
+def limit_pixels(image_processor, max_pixels: int) -> None:
+    """From here on no image goes to the model with more pixels than that. A limit only lowers what the
+    checkpoint has. InternVL takes as many whole tiles, Idefics3 the largest square of whole tiles; the small
+    picture of the whole that goes with several tiles comes on top. Raises ValueError where nothing fits."""
+    if isinstance(image_processor, GotOcr2ImageProcessorPil):  # InternVL
+        tile = image_processor.size["height"]
+        check_fits(tile, max_pixels, "tile")
+        tiles = max_pixels // tile ** 2
+        image_processor.max_patches = min(image_processor.max_patches, tiles)
+    elif isinstance(image_processor, Idefics3ImageProcessorPil):
+        tile = image_processor.max_image_size["longest_edge"]
+        check_fits(tile, max_pixels, "tile")
+        tiles = max_pixels // tile ** 2
+        edge = tile * math.isqrt(tiles)
+        image_processor.size = {"longest_edge": min(image_processor.size["longest_edge"], edge)}
+    else:  # Qwen, whose two "edges" are the least and the most pixels of an image
+        token = image_processor.patch_size * image_processor.merge_size
+        check_fits(token, max_pixels, "token")
+        # By hand: older checkpoints say min_pixels and max_pixels, newer ones size.
+        least = min(image_processor.size["shortest_edge"], max_pixels)
+        image_processor.size = {"shortest_edge": least, "longest_edge": max_pixels}
+
+
+def check_fits(edge: int, max_pixels: int, what: str) -> None:
+    """Raises ValueError where a square of that edge has more than max_pixels."""
+    smallest = edge ** 2
+    if max_pixels < smallest:
+        raise ValueError(f"max pixels must be at least one image {what}, {smallest}, got {max_pixels}")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The chat
+
+
+def render_question(processor: ProcessorMixin, question: str) -> str:
     """The rendered chat up to the model's turn: one user turn, image first."""
-    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-    return processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    chat = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+
+
+def check_chat_template(processor: ProcessorMixin, name: str) -> None:
+    """Raises ValueError unless the template puts an image into the question, and one only."""
+    try:
+        places = render_question(processor, "?").count(processor.image_token)
+    except Exception:  # a text model's template, given a list of parts, fails in any way
+        places = 0
+    if places != 1:
+        raise ValueError(f"the chat template of {name!r} has no place for an image")
+
+
+def end_of_turn_id(processor: ProcessorMixin) -> int | None:
+    """The control token that the chat template puts behind the model's turn (Idefics3's is no EOS)."""
+    question = [{"type": "image"}, {"type": "text", "text": "?"}]
+    answer = [{"type": "text", "text": "mallard"}]
+    chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    rendered = processor.apply_chat_template(chat, tokenize=False)
+    _, _, behind = rendered.rpartition("mallard")
+    ids = processor.tokenizer(behind, add_special_tokens=False)["input_ids"]
+    if ids and ids[0] in processor.tokenizer.added_tokens_decoder:
+        return ids[0]
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Tokens: what ends a completion, what pads it, what is never sampled
+
+
+def end_of_sequence_ids(model: nn.Module, processor: ProcessorMixin, name: str = "") -> list[int]:
+    """Every token that ends a completion, the one that a turn is taught to end with first. Raises ValueError
+    where a checkpoint names none."""
+    candidates = [end_of_turn_id(processor)]
+    configured = model.generation_config.eos_token_id  # None, one id or several
+    if isinstance(configured, int):
+        candidates.append(configured)
+    elif configured:
+        candidates.extend(configured)
+    candidates.append(processor.tokenizer.eos_token_id)
+
+    eos_ids = []
+    for token in candidates:
+        if token is not None and token not in eos_ids:
+            eos_ids.append(token)
+    if not eos_ids:
+        raise ValueError(f"the checkpoint {name!r} names no end-of-sequence token")
+    return eos_ids
+
+
+def padding_id(tokenizer, eos_ids: list[int]) -> int:
+    """The tokenizer's padding token, or an EOS: completions are masked by position, never by token."""
+    if tokenizer.pad_token_id is not None:
+        return tokenizer.pad_token_id
+    return eos_ids[0]
+
+
+VISION_TOKEN_SETTING = re.compile(r"(image|video|vision).*token_id$")  # image_token_id in a config
+VISION_TOKEN = re.compile(r"<\|(image|video|vision)_\w+\|>")           # <|image_pad|> in a vocabulary
+
+
+def banned_tokens(config, tokenizer, eos_ids: list[int]) -> Tensor:
+    """(V,) bool: control tokens, what stands for an image or a video (sampled, it would make the later
+    forward look for a picture), and the rows of the embedding that no token has. But no EOS."""
+    size = config.get_text_config().vocab_size
+    vocabulary = tokenizer.get_vocab()
+
+    special = set(tokenizer.all_special_ids)
+    for setting, value in config.to_dict().items():
+        if VISION_TOKEN_SETTING.search(setting):
+            special.add(value)
+    for text, token in vocabulary.items():
+        if VISION_TOKEN.fullmatch(text):
+            special.add(token)
+    for token, added in tokenizer.added_tokens_decoder.items():
+        if added.special:
+            special.add(token)
+
+    # All rows are banned, then those that a token has are not, then the special ones are again. A tokenizer
+    # may have more tokens than the model has rows.
+    banned = torch.ones(size, dtype=torch.bool)
+    banned[[token for token in vocabulary.values() if token < size]] = False
+    banned[[token for token in special if token is not None and token < size]] = True
+    banned[eos_ids] = False
+    return banned

@@ -1,3 +1,5 @@
+"""The policy on a small Qwen2.5-VL: loading, prompts, and log-probs against transformers' own forward."""
+
 import json
 
 import pytest
@@ -10,6 +12,7 @@ import policy as policies
 import tiny
 from grpo import token_logprobs
 from policy import completion_logprobs, encode
+from rollout import sample
 
 # Prompts of two lengths; the first and the third are equally long (6 x 8 and 12 x 4 patches) but start their
 # answers at different positions.
@@ -40,23 +43,28 @@ def logprobs_by_transformers(policy, image, question, ids):
     return token_logprobs(logits, ids, banned=policy.banned)
 
 
+def copy_files(source, target, names):
+    for name in names:
+        (target / name).write_bytes((source / name).read_bytes())
+
+
 # ---- loading
 
 
 def test_load_and_adapter_round_trip(checkpoint, tmp_path):
     made = policies.load(checkpoint, max_pixels=56 * 56)
     lora.add_lora(made.model, 2, 4)
-    prompt = encode(made, tiny.pictures((300, 200)), "what?")
-    # 56 x 56 pixels hold 4 tokens
-    assert 1 <= int((prompt[0].ids == made.model.config.image_token_id).sum()) <= 4
+    prompts = encode(made, tiny.pictures((300, 200)), "what?")
+    image_tokens = int((prompts[0].ids == made.model.config.image_token_id).sum())
+    assert 1 <= image_tokens <= 4  # 56 x 56 pixels hold 4 tokens
     for layer in lora.lora_layers(made.model).values():
         layer.lora_B.data.normal_()
     lora.save_adapter(made.model, tmp_path)
     again = policies.load(checkpoint, max_pixels=56 * 56)
     lora.load_adapter(again.model, tmp_path)
     ids, mask = completions(made, 2)
-    assert torch.equal(completion_logprobs(made, prompt, ids, mask),
-                       completion_logprobs(again, prompt, ids, mask))
+    assert torch.equal(completion_logprobs(made, prompts, ids, mask),
+                       completion_logprobs(again, prompts, ids, mask))
 
 
 def test_a_poisoned_generation_config_stays_outside(checkpoint, tmp_path):
@@ -64,26 +72,33 @@ def test_a_poisoned_generation_config_stays_outside(checkpoint, tmp_path):
     model.generation_config.update(do_sample=True, repetition_penalty=1.3, top_k=1, temperature=0.01,
                                    top_p=0.1)
     model.save_pretrained(tmp_path)
-    for source in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json",
-                   "chat_template.jinja"):
-        (tmp_path / source).write_bytes((checkpoint / source).read_bytes())
+    copy_files(checkpoint, tmp_path, ["tokenizer.json", "tokenizer_config.json", "preprocessor_config.json",
+                                      "chat_template.jinja"])
     assert "repetition_penalty" in (tmp_path / "generation_config.json").read_text()
-    from rollout import sample
-    made = [sample(policies.load(folder), tiny.pictures((56, 56)), ["a"], "what?", 6, max_new_tokens=12)[0]
-            for folder in (checkpoint, tmp_path)]
-    assert made[0].texts == made[1].texts and torch.equal(made[0].logprobs, made[1].logprobs)
-    assert len(set(made[0].texts)) > 1  # top_k = 1 would make all completions one
+
+    def answers(folder):
+        policy = policies.load(folder)
+        group, = sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 6, max_new_tokens=12)
+        return group
+
+    clean, poisoned = answers(checkpoint), answers(tmp_path)
+    assert clean.texts == poisoned.texts
+    assert torch.equal(clean.logprobs, poisoned.logprobs)
+    assert len(set(clean.texts)) > 1  # top_k = 1 would make all completions one
 
 
 def test_checkpoints_of_older_versions_load(checkpoint, tmp_path):
     """4.x nests keys otherwise, says min_pixels/max_pixels, and keeps the template in chat_template.json."""
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint)
-    old = {k.replace("model.language_model.", "model.").replace("model.visual.", "visual."): v.clone()
-           for k, v in model.state_dict().items()}
-    assert "model.layers.0.self_attn.q_proj.weight" in old and any(k.startswith("visual.") for k in old)
+    old = {}
+    for key, value in model.state_dict().items():
+        key = key.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+        old[key] = value.clone()
+    assert "model.layers.0.self_attn.q_proj.weight" in old
+    assert any(key.startswith("visual.") for key in old)
     save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    for source in ("config.json", "generation_config.json", "tokenizer.json"):
-        (tmp_path / source).write_bytes((checkpoint / source).read_bytes())
+
+    copy_files(checkpoint, tmp_path, ["config.json", "generation_config.json", "tokenizer.json"])
     tokens = json.loads((checkpoint / "tokenizer_config.json").read_text())
     tokens.pop("chat_template", None)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokens))
@@ -92,11 +107,15 @@ def test_checkpoints_of_older_versions_load(checkpoint, tmp_path):
         "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor",
         "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2, "min_pixels": 3136,
         "max_pixels": 12845056}))
-    new, made = policies.load(checkpoint), policies.load(tmp_path)
-    ids, mask = completions(new, 2)
-    pair = [completion_logprobs(p, encode(p, tiny.pictures((112, 84)), "what?"), ids, mask)
-            for p in (new, made)]
-    assert torch.equal(*pair)
+
+    ids, mask = completions(policies.load(checkpoint), 2)
+
+    def logprobs(folder):
+        policy = policies.load(folder)
+        prompts = encode(policy, tiny.pictures((112, 84)), "what?")
+        return completion_logprobs(policy, prompts, ids, mask)
+
+    assert torch.equal(logprobs(checkpoint), logprobs(tmp_path))
 
 
 def test_what_is_no_checkpoint_says_so_in_one_line(checkpoint, tmp_path):
@@ -107,21 +126,23 @@ def test_what_is_no_checkpoint_says_so_in_one_line(checkpoint, tmp_path):
         policies.load(tmp_path / "nothing")
     with pytest.raises(ValueError, match="max pixels"):
         policies.load(checkpoint, max_pixels=10)
+
+
+@pytest.mark.parametrize("template", ["{% for m in messages %}{{ m.role }}{% endfor %}",
+                                      "{{ 'user ' + messages[0].content }}"])
+def test_a_text_models_template_is_refused(template):
     blind = tiny.processor()
-    for template in ("{% for m in messages %}{{ m.role }}{% endfor %}",
-                     "{{ 'user ' + messages[0].content }}"):
-        blind.chat_template = template  # a text model's
-        with pytest.raises(ValueError, match="no place for an image"):
-            policies.from_parts(tiny.model(tiny.tokenizer()), blind)
+    blind.chat_template = template
+    with pytest.raises(ValueError, match="no place for an image"):
+        policies.from_parts(tiny.model(tiny.tokenizer()), blind)
 
 
 def test_tied_embeddings_as_in_the_3b():
     """Scored and sampled alike when lm_head is the embedding; the adapters leave both alone."""
-    from rollout import sample
     tied = policies.from_parts(tiny.model(tiny.tokenizer(), tie=True), tiny.processor())
     lora.add_lora(tied.model, 4, 8)
     assert tied.model.lm_head.weight is tied.model.get_input_embeddings().weight
-    group = sample(tied, tiny.pictures((56, 56)), ["a"], "what?", 4, max_new_tokens=8)[0]
+    group, = sample(tied, tiny.pictures((56, 56)), ["a"], "what?", 4, max_new_tokens=8)
     scored = completion_logprobs(tied, [group.prompt], group.completions, group.mask)
     torch.testing.assert_close(scored, group.logprobs, atol=1e-5, rtol=1e-5)
 
@@ -144,7 +165,8 @@ def test_banned_tokens(policy):
 def test_logprobs_equal_transformers_own_forward(policy):
     """Batch of images of different sizes, N completions each, against one full forward a completion. Catches
     patches and grids in different orders, one-dimensional positions, padding that leaks."""
-    images, n = tiny.pictures(*SIZES), 3
+    images = tiny.pictures(*SIZES)
+    n = 3
     ids, mask = completions(policy, len(images) * n)
     with torch.no_grad():
         got = completion_logprobs(policy, encode(policy, images, "what is it?"), ids, mask)
@@ -157,13 +179,15 @@ def test_logprobs_equal_transformers_own_forward(policy):
 
 def test_one_dimensional_positions_would_differ(policy):
     """The negative side: positions do matter, so the equality above is no accident."""
-    prompt = encode(policy, tiny.pictures((112, 84)), "what is it?")
+    prompt, = encode(policy, tiny.pictures((112, 84)), "what is it?")
     ids, mask = completions(policy, 2)
-    right = completion_logprobs(policy, prompt, ids, mask)
-    flat = torch.arange(len(prompt[0])).expand(3, -1)
-    assert not torch.equal(prompt[0].positions, flat)
-    prompt[0].positions, prompt[0].start = flat, len(prompt[0])
-    assert (completion_logprobs(policy, prompt, ids, mask) - right).abs().max() > 1e-3
+    right = completion_logprobs(policy, [prompt], ids, mask)
+    flat = torch.arange(len(prompt)).expand(3, -1)
+    assert not torch.equal(prompt.positions, flat)
+    prompt.positions = flat
+    prompt.start = len(prompt)
+    wrong = completion_logprobs(policy, [prompt], ids, mask)
+    assert (wrong - right).abs().max() > 1e-3
 
 
 def shared_equals_plain(policy, tolerance=1e-5):
@@ -171,17 +195,19 @@ def shared_equals_plain(policy, tolerance=1e-5):
     prompts = encode(policy, tiny.pictures(*SIZES), "what is it?")
     ids, mask = completions(policy, 12)
     weights = torch.randn(ids.shape, generator=torch.Generator().manual_seed(2), dtype=policy.model.dtype)
-    results = []
-    for options in ({"shared": False}, {"shared": True}, {"shared": True, "checkpointing": True},
-                    {"shared": False, "checkpointing": True}):
+
+    def value_and_gradient(shared, checkpointing):
         policy.model.zero_grad()
-        logprobs = completion_logprobs(policy, prompts, ids, mask, temperature=0.7, **options)
+        logprobs = completion_logprobs(policy, prompts, ids, mask, 0.7, checkpointing, shared)
         (logprobs * weights).sum().backward()
-        grad = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
-        results.append((logprobs.detach(), grad))
-    for logprobs, grad in results[1:]:
-        torch.testing.assert_close(logprobs, results[0][0], atol=tolerance, rtol=tolerance)
-        assert (grad - results[0][1]).norm() <= tolerance * results[0][1].norm()
+        gradient = [p.grad.flatten() for p in policy.model.parameters() if p.requires_grad]
+        return logprobs.detach(), torch.cat(gradient)
+
+    expected_logprobs, expected_gradient = value_and_gradient(shared=False, checkpointing=False)
+    for shared, checkpointing in [(True, False), (True, True), (False, True)]:
+        logprobs, gradient = value_and_gradient(shared, checkpointing)
+        torch.testing.assert_close(logprobs, expected_logprobs, atol=tolerance, rtol=tolerance)
+        assert (gradient - expected_gradient).norm() <= tolerance * expected_gradient.norm()
     assert not any(module.training for module in policy.model.modules())
 
 
@@ -232,11 +258,28 @@ def test_scoring_changes_none_of_its_inputs(policy, width):
     inputs = [ids, mask, policy.banned, prompts[0].ids, prompts[0].embeds, prompts[0].positions]
     kept = [x.clone() for x in inputs]
     completion_logprobs(policy, prompts, ids, mask).sum().backward()
-    assert all(torch.equal(a, b) for a, b in zip(inputs, kept))
+    for before, after in zip(kept, inputs):
+        assert torch.equal(before, after)
 
 
 def test_one_small_image_does_not_shrink_the_next(policy):
     small, large = tiny.pictures((10, 8), (112, 84))
-    together, alone = encode(policy, [small, large], "what?")[1], encode(policy, [large], "what?")[0]
+    _, together = encode(policy, [small, large], "what?")
+    alone, = encode(policy, [large], "what?")
     assert torch.equal(together.ids, alone.ids)
     torch.testing.assert_close(together.embeds, alone.embeds, atol=1e-5, rtol=1e-5)
+
+
+def test_many_images_go_through_the_tower_in_parts_and_none_at_all_is_no_prompt(policy):
+    """More than one call's images come out in their order, each as it does alone."""
+    images = tiny.pictures(*[(56, 56)] * (policies.IMAGES_AT_ONCE + 2))
+    vision = []
+    handle = policy.model.model.visual.register_forward_pre_hook(
+        lambda module, args, kwargs: vision.append(1), with_kwargs=True)
+    together = encode(policy, images, "what?")
+    handle.remove()
+    assert len(together) == len(images) and len(vision) == 2
+    for i in (0, -1):
+        alone, = encode(policy, [images[i]], "what?")
+        torch.testing.assert_close(together[i].embeds, alone.embeds, atol=1e-5, rtol=1e-5)
+    assert encode(policy, [], "what?") == []

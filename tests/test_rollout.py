@@ -1,6 +1,10 @@
+"""Rollouts on a small Qwen2.5-VL: the sampler by hand, and whole rollouts against transformers' own path."""
+
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,9 +14,18 @@ from policy import completion_logprobs
 from rollout import PROMPTS, Group, Sampler, first_eos_mask, parse_answer, sample, seed_for, stack
 from support import decoding_cache
 
+ROOT = Path(__file__).resolve().parents[1]
+
 # The first and the third prompt are equally long, and are decoded together, but start their answers at
 # different positions.
 SIZES = [(112, 84), (56, 56), (56, 168)]
+
+
+def processor_inputs(policy, image, question):
+    """What transformers' own forward takes."""
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    text = policy.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    return policy.processor(text=[text], images=[image], return_tensors="pt")
 
 
 @pytest.mark.parametrize("text, answer", [
@@ -36,8 +49,9 @@ def test_parse_answer(text, answer):
 def test_mask_ends_with_the_first_eos_and_trains_it():
     """Also where padding is an EOS itself: by position, not by token id."""
     made = torch.tensor([[5, 2, 0, 0], [5, 6, 7, 8], [0, 0, 0, 0], [5, 0, 2, 0]])
-    assert first_eos_mask(made, [2, 0]).tolist() == [[True, True, False, False], [True] * 4,
-                                                     [True, False, False, False], [True, True, False, False]]
+    mask = first_eos_mask(made, [2, 0])
+    assert mask.dtype == torch.bool
+    assert mask.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [1, 1, 0, 0]]
 
 
 def test_sampled_answers_end_with_the_eos_they_train(policy):
@@ -45,20 +59,31 @@ def test_sampled_answers_end_with_the_eos_they_train(policy):
     token of the mask, and only a row without any is truncated."""
     policy.banned[:] = True
     policy.banned[[40, 50, *policy.eos_ids]] = False
-    group = sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 16, max_new_tokens=2)[0]
-    lasts, truncated = set(), 0
+    group, = sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 16, max_new_tokens=2)
+    lasts = set()
+    truncated = 0
     for row, mask in zip(group.completions.tolist(), group.mask.tolist()):
-        end = next((t for t, token in enumerate(row) if token in policy.eos_ids), None)
-        assert mask == [end is None or t <= end for t in range(len(row))]
-        truncated += end is None
-        lasts |= set() if end is None else {row[end]}
-    assert lasts == set(policy.eos_ids) and policy.pad_id in lasts and 0 < truncated == group.truncated < 16
+        ends = [t for t, token in enumerate(row) if token in policy.eos_ids]
+        if ends:
+            lasts.add(row[ends[0]])
+            assert mask == [t <= ends[0] for t in range(len(row))]
+        else:
+            truncated += 1
+            assert all(mask)
+    assert lasts == set(policy.eos_ids) and policy.pad_id in lasts
+    assert 0 < truncated < 16 and truncated == group.truncated
     assert (group.logprobs[~group.mask] == 0).all() and (group.logprobs[group.mask] < 0).all()
 
 
+def test_no_images_are_no_groups(policy):
+    assert sample(policy, [], [], "what?", 4) == []
+
+
 def test_stack_pads_shorter_groups_outside_the_mask():
-    one, three = torch.ones(2, 1), torch.ones(2, 3)
-    groups = [Group("", None, 7 * x.long(), x.bool(), -x, [], [], 0) for x in (one, three)]
+    groups = []
+    for width in (1, 3):
+        ones = torch.ones(2, width)
+        groups.append(Group("", None, 7 * ones.long(), ones.bool(), -ones, [], [], 0))
     completions, mask, logprobs = stack(groups, pad_id=5)
     assert completions.tolist() == [[[7, 5, 5]] * 2, [[7, 7, 7]] * 2]
     assert mask.tolist() == [[[True, False, False]] * 2, [[True] * 3] * 2] and mask.dtype == torch.bool
@@ -96,11 +121,9 @@ def test_greedy_equals_plain_generate(policy):
     output."""
     images = tiny.pictures(*SIZES)
     groups = sample(policy, images, ["a", "b", "c"], "what is it?", 3, temperature=0, max_new_tokens=16)
-    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]}]
-    text = policy.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     banned = policy.banned.nonzero().flatten().tolist()
     for image, group in zip(images, groups):
-        inputs = policy.processor(text=[text], images=[image], return_tensors="pt")
+        inputs = processor_inputs(policy, image, "what is it?")
         made = policy.model.generate(**inputs, max_new_tokens=16, do_sample=False, suppress_tokens=banned)
         expected = made[0, inputs["input_ids"].shape[1]:]
         for row in group.completions:
@@ -109,11 +132,12 @@ def test_greedy_equals_plain_generate(policy):
 
 def test_samples_depend_on_nothing_but_seed_stream_image_and_n(policy):
     """Alone, together, in another order, in small batches, as part of a larger N: the same tokens."""
-    images, ids = tiny.pictures(*SIZES, (112, 84)), ["a", "b", "c", "d"]
+    images = tiny.pictures(*SIZES, (112, 84))
+    ids = ["a", "b", "c", "d"]
     options = dict(seed=3, stream="train/7", max_new_tokens=16)
     together = sample(policy, images, ids, "what?", 4, **options)
     for i in range(4):
-        alone = sample(policy, [images[i]], [ids[i]], "what?", 4, **options)[0]
+        alone, = sample(policy, [images[i]], [ids[i]], "what?", 4, **options)
         assert alone.texts == together[i].texts
     reverse = sample(policy, images[::-1], ids[::-1], "what?", 4, max_rows=4, **options)
     assert [g.id for g in reverse] == ["d", "c", "b", "a"]
@@ -127,13 +151,11 @@ def test_samples_depend_on_nothing_but_seed_stream_image_and_n(policy):
 
 def test_same_uniforms_by_the_plain_path(policy):
     """Token by token with full forwards over the whole sequence, no cache: the same samples."""
-    image = tiny.pictures((84, 112))[0]
-    group = sample(policy, [image], ["a"], "what?", 2, seed=5, stream="s", max_new_tokens=6)[0]
-    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what?"}]}]
-    text = policy.processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    image, = tiny.pictures((84, 112))
+    group, = sample(policy, [image], ["a"], "what?", 2, seed=5, stream="s", max_new_tokens=6)
     for n in range(2):
-        inputs = policy.processor(text=[text], images=[image], return_tensors="pt")
-        uniforms = torch.from_numpy(rollout.np.random.default_rng(seed_for(5, "s", "a", n)).random(6))
+        inputs = processor_inputs(policy, image, "what?")
+        uniforms = np.random.default_rng(seed_for(5, "s", "a", n)).random(6)
         for t in range(int(group.mask[n].sum())):
             logits = policy.model(**inputs).logits[0, -1].masked_fill(policy.banned, -torch.inf)
             token = int((logits.softmax(-1).double().cumsum(0) <= uniforms[t]).sum())
@@ -150,32 +172,37 @@ def test_sampled_logprobs_equal_scored_ones(policy, temperature):
     images = tiny.pictures(*SIZES)
     groups = sample(policy, images, ["a", "b", "c"], "what?", 4, temperature=temperature, max_new_tokens=12)
     for group in groups:
-        args = policy, [group.prompt], group.completions, group.mask
-        scored = completion_logprobs(*args, temperature)
+        scored = completion_logprobs(policy, [group.prompt], group.completions, group.mask, temperature)
         torch.testing.assert_close(scored, group.logprobs, atol=1e-5, rtol=1e-5)
-        other = completion_logprobs(*args, 1.6 - temperature)
+        other = completion_logprobs(policy, [group.prompt], group.completions, group.mask, 1.6 - temperature)
         assert (other - group.logprobs).abs().max() > 1e-2
 
 
 def test_image_tokens_are_never_sampled(policy):
     """Even by a policy that would like nothing better."""
     policy.model.lm_head.weight.data[policy.banned] *= 50
-    groups = sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 16, max_new_tokens=12)
-    assert not policy.banned[groups[0].completions[groups[0].mask]].any()
+    group, = sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 16, max_new_tokens=12)
+    assert not policy.banned[group.completions[group.mask]].any()
 
 
 def test_prompt_is_forwarded_once_and_decoding_reads_one_token_at_a_time(policy):
     """The vision tower sees each image once, the decoder no token twice: the cache is really used."""
-    seen, vision = [], []
-    decoder, tower = policy.model.get_decoder(), policy.model.model.visual
-    handles = [decoder.register_forward_pre_hook(
-        lambda m, a, k: seen.append(tuple(k["inputs_embeds"].shape[:2])), with_kwargs=True),
-        tower.register_forward_pre_hook(lambda m, a, k: vision.append(len(a[0])), with_kwargs=True)]
+    seen = []
+    vision = []
+
+    def see_decoder(module, args, kwargs):
+        seen.append(tuple(kwargs["inputs_embeds"].shape[:2]))
+
+    def see_tower(module, args, kwargs):
+        vision.append(len(args[0]))
+
+    decoder = policy.model.get_decoder().register_forward_pre_hook(see_decoder, with_kwargs=True)
+    tower = policy.model.model.visual.register_forward_pre_hook(see_tower, with_kwargs=True)
     policy.model.train()  # neither a forgotten train mode nor HF's checkpointing must cost the cache
     policy.model.gradient_checkpointing_enable()
-    group = sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 4, temperature=0, max_new_tokens=5)[0]
-    for handle in handles:
-        handle.remove()
+    group, = sample(policy, tiny.pictures((56, 56)), ["a"], "what?", 4, temperature=0, max_new_tokens=5)
+    decoder.remove()
+    tower.remove()
     steps = group.completions.shape[1]
     assert vision == [16] and seen == [(1, len(group.prompt) - 1)] + [(4, 1)] * steps
 
@@ -190,47 +217,65 @@ def eager(policy):
 def test_ended_rows_are_dropped_and_change_nothing(policy, monkeypatch):
     """The decoder sees fewer and fewer rows, the cache follows them, and the answers are those of a batch
     that runs to the end."""
-    images, seen = tiny.pictures(*SIZES), []
-    args = eager(policy), images, ["a", "b", "c"], "what?", 8
-    hook = policy.model.get_decoder().register_forward_pre_hook(
-        lambda m, a, k: seen.append(k["inputs_embeds"].shape[0]), with_kwargs=True)
-    dropped, rows = sample(*args, max_new_tokens=90, seed=2), seen[:]
+    policy = eager(policy)
+    images = tiny.pictures(*SIZES)
+
+    def groups_and_rows():
+        rows = []
+        hook = policy.model.get_decoder().register_forward_pre_hook(
+            lambda module, args, kwargs: rows.append(len(kwargs["inputs_embeds"])), with_kwargs=True)
+        groups = sample(policy, images, ["a", "b", "c"], "what?", 8, max_new_tokens=90, seed=2)
+        hook.remove()
+        return groups, rows
+
+    dropped, dropped_rows = groups_and_rows()
     monkeypatch.setattr(decoding_cache, "DROP", 2)
-    seen.clear()
-    kept = sample(*args, max_new_tokens=90, seed=2)
-    hook.remove()
-    assert [g.texts for g in dropped] == [g.texts for g in kept]
-    lengths = sorted(int(x) for g in dropped for x in g.mask.sum(1))
+    kept, kept_rows = groups_and_rows()
+
+    lengths = sorted(int(x) for group in dropped for x in group.mask.sum(1))
     assert lengths[0] < 5 and lengths[-1] > 65  # more than the cache's first room
-    for a, b in zip(dropped, kept):
+    for a, b in zip(dropped, kept, strict=True):
+        assert a.texts == b.texts
         width = min(a.mask.shape[1], b.mask.shape[1])
         assert torch.equal(a.mask[:, :width], b.mask[:, :width]) and a.mask.sum() == b.mask.sum()
         torch.testing.assert_close(a.logprobs[:, :width], b.logprobs[:, :width], atol=1e-5, rtol=1e-5)
-    assert set(seen) == {8, 16, 1, 2} and len(set(rows)) > 8 and sum(rows) < 0.75 * sum(seen)
+    assert set(kept_rows) == {8, 16, 1, 2} and len(set(dropped_rows)) > 8
+    assert sum(dropped_rows) < 0.75 * sum(kept_rows)
+
+
+@pytest.mark.parametrize("ended, keep", [([0, 1, 0, 1], [0, 2]), ([1, 0, 0, 0], [3, 1, 2]), ([0, 0], [0, 1]),
+                                         ([1, 1, 1, 0, 0], [3, 4]), ([1, 1], [])])
+def test_who_goes_on_stays_in_place_or_fills_an_ended_rows(ended, keep):
+    assert decoding_cache.rows_to_keep(torch.tensor(ended, dtype=torch.bool)).tolist() == keep
 
 
 def test_out_of_memory_is_met_with_half_the_rows_once(policy, monkeypatch):
-    images, ids = tiny.pictures(*[(56, 56)] * 3), ["a", "b", "c"]
-    expected = [g.texts for g in sample(policy, images, ids, "what?", 4, max_new_tokens=8)]
-    decode, tried = rollout._decode, []
+    decode = rollout.decode
+    tried = []
 
-    def small(limit):
+    def answers():
+        groups = sample(policy, tiny.pictures(*[(56, 56)] * 3), ["a", "b", "c"], "what?", 4, max_new_tokens=8)
+        return [group.texts for group in groups]
+
+    def fits(limit):
         def run(policy, prompts, *args):
             tried.append(len(prompts))
             if len(prompts) > limit:
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory")
             return decode(policy, prompts, *args)
         return run
-    monkeypatch.setattr(rollout, "_decode", small(6))
+
+    expected = answers()
+    monkeypatch.setattr(rollout, "decode", fits(6))
     with pytest.warns(UserWarning, match="12 rows decoded at a time: going on with 6"):
-        assert [g.texts for g in sample(policy, images, ids, "what?", 4, max_new_tokens=8)] == expected
+        assert answers() == expected
     assert tried == [12, 6, 6]  # the second image's group in two halves
     tried.clear()
-    assert [g.texts for g in sample(policy, images, ids, "what?", 4, max_new_tokens=8)] == expected
+    assert answers() == expected
     assert tried == [6, 6] and policy.rows == 6  # the next call knows, and does not run out again
-    monkeypatch.setattr(rollout, "_decode", small(2))
+    monkeypatch.setattr(rollout, "decode", fits(2))
     with pytest.raises(torch.cuda.OutOfMemoryError), pytest.warns(UserWarning):
-        sample(policy, images, ids, "what?", 4, max_new_tokens=8)
+        answers()
 
 
 def test_no_state_stays_in_the_model(policy):
@@ -244,10 +289,11 @@ def test_no_state_stays_in_the_model(policy):
 def test_seeds_are_the_same_in_every_process():
     """Not Python's hash(), which is salted."""
     code = "from rollout import seed_for; print(seed_for(0, 'train/1', 'cub/x.jpg', 3))"
-    root = rollout.__file__.rsplit("/", 1)[0]
-    seen = {subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True,
-                           check=True).stdout for _ in range(2)}
-    assert seen == {f"{seed_for(0, 'train/1', 'cub/x.jpg', 3)}\n"}
+    expected = seed_for(0, "train/1", "cub/x.jpg", 3)
+    for _ in range(2):
+        printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+                                 check=True).stdout
+        assert printed == f"{expected}\n"
     assert seed_for(1, 23) != seed_for(12, 3)
 
 
