@@ -1,52 +1,140 @@
-"""How far to trust a judge: its verdicts on labelled pairs."""
+"""How far to trust a judge: its verdicts on labelled pairs.
+
+    python judge.py --judge Qwen/Qwen3-4B-Instruct-2507 --audit docs/judge_audit.jsonl
+"""
 
 import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from judge import _BY_NAME
+from judge import BY_LABEL
 from reward import Category, dynamic_bar, speciarl_rewards
+
+Judged = tuple[Category, Category, Mapping]  # (label, verdict, the file's row)
+
+
+def count_pairs(judged: Sequence[Judged]) -> list[list[int]]:
+    """The confusion table, (6, 6): labelled (down), judged (across)."""
+    table = [[0] * len(Category) for _ in Category]
+    for label, verdict, _ in judged:
+        table[label][verdict] += 1
+    return table
+
+
+def macro_f1(table: list[list[int]], labels: Sequence[Category]) -> float:
+    """The mean F1 of the categories that are labelled at all; no verdict is a miss."""
+    scores = []
+    for category in sorted(set(labels)):
+        hits = table[category][category]
+        times_labelled = labels.count(category)
+        times_judged = sum(row[category] for row in table)
+        scores.append(2 * hits / (times_labelled + times_judged))
+    return sum(scores) / len(scores)
+
+
+def balanced_recall(table: list[list[int]], labels: Sequence[Category]) -> float:
+    """Mean recall of Wrong and of not Wrong (of one of them, where the other is not labelled)."""
+    wrong = labels.count(Category.WRONG)
+    not_wrong = len(labels) - wrong
+    wrong_found = table[Category.WRONG][Category.WRONG]
+    not_wrong_found = 0
+    for row in table[1:]:
+        not_wrong_found += sum(row[1:])
+
+    recalls = []
+    if wrong:
+        recalls.append(wrong_found / wrong)
+    if not_wrong:
+        recalls.append(not_wrong_found / not_wrong)
+    return sum(recalls) / len(recalls)
+
+
+def effect_on_groups(judged: Sequence[Judged], n: int, draws: int) -> tuple[float, float]:
+    """(share of groups whose bar moves, share of rewards that flip), over groups of n drawn rows: the bar and
+    rewards by the labels against those by the verdicts."""
+    rng = random.Random(0)
+    moved = 0
+    flipped = 0
+    for _ in range(draws):
+        group = rng.choices(judged, k=n)
+        labels = [label for label, _, _ in group]
+        verdicts = [verdict for _, verdict, _ in group]
+        moved += dynamic_bar(labels) != dynamic_bar(verdicts)
+        for deserved, given in zip(speciarl_rewards(labels), speciarl_rewards(verdicts)):
+            flipped += deserved != given
+    return moved / draws, flipped / (draws * n)
+
+
+def rungs_off(case: Judged) -> int:
+    label, verdict, _ = case
+    return abs(label - verdict)
+
+
+def worst_first(judged: Sequence[Judged], most: int = 10) -> list[Judged]:
+    """The misses, those most rungs off first."""
+    misses = [case for case in judged if rungs_off(case) > 0]
+    return sorted(misses, key=rungs_off, reverse=True)[:most]
 
 
 def audit(rows: Sequence[Mapping], verdicts: Sequence[Category | None], n: int = 8, draws: int = 5000) -> str:
-    """How far to trust a judge on labelled pairs, rows with ground_truth, prediction and category.
+    """How far to trust a judge on labelled pairs, rows with ground_truth, prediction and category, as text.
 
     No verdict is a miss. balanced: mean recall of Wrong and of not Wrong. For the reward, groups of n rows
     are drawn, and the bar and rewards by the labels compared with those by the verdicts."""
-    right = [_BY_NAME[row["category"]] for row in rows]
-    judged = [(r, v, row) for r, v, row in zip(right, verdicts, rows) if v is not None]
+    labels = [BY_LABEL[row["category"]] for row in rows]
+    judged = []
+    for label, verdict, row in zip(labels, verdicts, rows):
+        if verdict is not None:
+            judged.append((label, verdict, row))
     if not judged:
         return f"{len(rows)} pairs, not one verdict"
-    table = [[sum((r, v) == (a, b) for r, v, _ in judged) for b in Category] for a in Category]
-    f1 = [2 * table[c][c] / (right.count(c) + sum(row[c] for row in table)) for c in set(right)]
-    wrong, kept = right.count(Category.WRONG), sum(sum(row[1:]) for row in table[1:])
-    recalls = [hit / of for hit, of in ((table[0][0], wrong), (kept, len(rows) - wrong)) if of]
-    rng, moved, flipped = random.Random(0), 0, 0
-    for _ in range(draws):
-        labels, seen, _ = zip(*rng.choices(judged, k=n))
-        moved += dynamic_bar(labels) != dynamic_bar(seen)
-        flipped += sum(a != b for a, b in zip(speciarl_rewards(labels), speciarl_rewards(seen)))
-    worst = sorted((j for j in judged if j[0] != j[1]), key=lambda j: -abs(j[0] - j[1]))[:10]
-    return "\n".join([
-        f"{len(rows)} pairs, {len(rows) - len(judged)} without a verdict",
-        f"accuracy {sum(table[c][c] for c in Category) / len(rows):.3f}, macro-F1 {sum(f1) / len(f1):.3f}, "
-        f"balanced wrong-versus-not {sum(recalls) / len(recalls):.3f}", "",
-        "labelled (down), judged" + "".join(f"{c.label:>14}" for c in Category),
-        *(f"{c.label:<23}" + "".join(f"{k:>14}" for k in table[c]) for c in Category), "",
-        f"in groups of {n}, drawn from these pairs, the bar moves in {moved / draws:.1%} of the groups and "
-        f"{flipped / (draws * n):.1%} of the rewards flip", "", "worst:",
-        *(f"  {j['ground_truth']} | {j['prediction']}: {r.label}, judged {v.label}" for r, v, j in worst)])
+
+    table = count_pairs(judged)
+    hits = sum(table[category][category] for category in Category)
+    accuracy = hits / len(rows)
+    moved, flipped = effect_on_groups(judged, n, draws)
+
+    lines = [f"{len(rows)} pairs, {len(rows) - len(judged)} without a verdict",
+             f"accuracy {accuracy:.3f}, macro-F1 {macro_f1(table, labels):.3f}, "
+             f"balanced wrong-versus-not {balanced_recall(table, labels):.3f}",
+             "",
+             "labelled (down), judged" + "".join(f"{category.label:>14}" for category in Category)]
+    for category in Category:
+        lines.append(f"{category.label:<23}" + "".join(f"{count:>14}" for count in table[category]))
+    lines += ["",
+              f"in groups of {n}, drawn from these pairs, the bar moves in {moved:.1%} of the groups and "
+              f"{flipped:.1%} of the rewards flip",
+              "",
+              "worst:"]
+    for label, verdict, row in worst_first(judged):
+        pair = f"{row['ground_truth']} | {row['prediction']}"
+        lines.append(f"  {pair}: {label.label}, judged {verdict.label}")
+    return "\n".join(lines)
+
+
+def read_row(line: bytes) -> dict:
+    """One labelled pair. Raises ValueError, LookupError or TypeError for anything else."""
+    row = json.loads(line)
+    if row["category"] not in BY_LABEL:
+        raise ValueError(f"no category: {row['category']!r}")
+    for field in ("ground_truth", "prediction"):
+        if not isinstance(row[field], str):
+            raise TypeError(f"{field} is no text")
+    return row
 
 
 def read_audit(path) -> list[dict]:
+    """The rows of a .jsonl file of labelled pairs. Raises ValueError, which names a bad line, or an empty
+    file."""
+    expected = "not JSON with ground_truth, prediction, category"
     rows = []
-    for i, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+    # Bytes, because a text's lines would end at characters that JSON strings may hold.
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         try:
-            rows.append(json.loads(line))
-            _BY_NAME[rows[-1]["category"]], rows[-1]["ground_truth"] + rows[-1]["prediction"] + ""
+            rows.append(read_row(line))
         except (ValueError, LookupError, TypeError, RecursionError):
-            raise ValueError(f"{path}, line {i}: not JSON with ground_truth, prediction, category") from None
+            raise ValueError(f"{path}, line {number}: {expected}") from None
     if not rows:
         raise ValueError(f"{path} holds no pairs")
     return rows

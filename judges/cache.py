@@ -1,4 +1,10 @@
-"""Verdicts remembered in a SQLite file."""
+"""Verdicts remembered in a SQLite file.
+
+    judge = CachedJudge(judge, "verdicts.sqlite")
+
+The file holds one table, verdicts(judge, truth, answer, category): `judge` is a hash of the judge's key (all
+that its verdicts depend on), truth and answer are normalised, category is the label.
+"""
 
 import hashlib
 import os
@@ -9,52 +15,84 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-from judge import _BY_NAME, Judge, Pair, _Settled
+from judge import BY_LABEL, BaseJudge, Judge, Pair
 from reward import Category
 
+TABLE = """CREATE TABLE IF NOT EXISTS verdicts (judge TEXT, truth TEXT, answer TEXT, category TEXT,
+           PRIMARY KEY (judge, truth, answer)) WITHOUT ROWID"""
+FIND = "SELECT category FROM verdicts WHERE judge = ? AND truth = ? AND answer = ?"
+KEEP = "REPLACE INTO verdicts VALUES (?, ?, ?, ?)"
 
-class CachedJudge(_Settled):
-    """A judge behind a SQLite file of verdicts by (judge.key, truth, answer), normalised; no errors.
+
+class CachedJudge(BaseJudge):
+    """A judge behind a file of verdicts by (judge.key, truth, answer). Errors are not kept.
 
     Safe for several processes and kill -9: each call's verdicts are one transaction. A file that is no sound
-    database is set aside with a warning. hits, misses: distinct pairs so far."""
+    database is set aside with a warning. hits, misses: distinct pairs so far. Raises OSError for a path that
+    can't be written, or a file that stays locked."""
+
     def __init__(self, judge: Judge, path):
-        self.judge, self.path, self.hits, self.misses = judge, Path(path), 0, 0
+        self.judge = judge
+        self.path = Path(path)
+        self.hits = 0
+        self.misses = 0
         self.key = hashlib.sha256(judge.key.encode()).hexdigest()
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._run("", [])  # a path that can't be is met now
+        self.run(FIND, [])  # a path that can't be is met now
 
-    def _ask(self, clean: Sequence[Pair]) -> list[Category | None]:
-        found = self._run("SELECT category FROM verdicts WHERE judge = ? AND truth = ? AND answer = ?", clean)
-        known = {p: _BY_NAME[row[0]] for p, row in zip(clean, found) if row and row[0] in _BY_NAME}
-        missing = [pair for pair in clean if pair not in known]
-        self.hits, self.misses = self.hits + len(known), self.misses + len(missing)
-        ask = getattr(self.judge, "_ask", self.judge)  # prechecked and normalised already, once is enough
-        told = dict(zip(missing, ask(missing), strict=True)) if missing else {}
+    def ask(self, pairs: Sequence[Pair]) -> list[Category | None]:
+        known = self.remembered(pairs)
+        missing = [pair for pair in pairs if pair not in known]
+        self.hits += len(known)
+        self.misses += len(missing)
+
+        told = {}
+        if missing:
+            # A judge of ours need not settle and normalise again; any other callable is simply called.
+            ask = getattr(self.judge, "ask", self.judge)
+            told = dict(zip(missing, ask(missing), strict=True))
         self.last_error = getattr(self.judge, "last_error", "")
-        new = [(*pair, c.label) for pair, c in told.items() if c is not None]
-        self._run("REPLACE INTO verdicts VALUES (?, ?, ?, ?)", new)
-        return [known.get(pair, told.get(pair)) for pair in clean]
 
-    def _inode(self) -> int | None:
+        new = [(*pair, category.label) for pair, category in told.items() if category is not None]
+        self.run(KEEP, new)
+        return [known.get(pair, told.get(pair)) for pair in pairs]
+
+    def remembered(self, pairs: Sequence[Pair]) -> dict[Pair, Category]:
+        """The verdicts on file; what is stored and no category is as good as nothing."""
+        known = {}
+        for pair, row in zip(pairs, self.run(FIND, pairs)):
+            if row is not None and row[0] in BY_LABEL:
+                known[pair] = BY_LABEL[row[0]]
+        return known
+
+    def run(self, statement: str, rows: Sequence[tuple]) -> list:
+        """The statement's first result for each row of values, in one transaction; three tries."""
+        for tries_left in (2, 1, 0):
+            file_before = self.inode()
+            try:
+                return self.run_once(statement, rows)
+            except sqlite3.DatabaseError as e:
+                # Another process has set the file aside just now: the next try meets its new one.
+                was_replaced = self.inode() != file_before
+                is_locked_or_full = isinstance(e, sqlite3.OperationalError)
+                if tries_left == 0 or (is_locked_or_full and not was_replaced):
+                    raise OSError(f"the verdict cache {self.path}: {e}") from None
+                if not was_replaced:
+                    self.set_aside(e)
+
+    def run_once(self, statement: str, rows: Sequence[tuple]) -> list:
+        with closing(sqlite3.connect(self.path, timeout=60)) as db:
+            with db:  # one transaction
+                db.execute(TABLE)
+                return [db.execute(statement, (self.key, *row)).fetchone() for row in rows]
+
+    def inode(self) -> int | None:
+        """Tells the file from another of its name; None where there is none."""
         with suppress(OSError):
             return self.path.stat().st_ino
 
-    def _run(self, statement: str, rows: Sequence[tuple]) -> list:
-        """The statement's first result for each row of values, in one transaction."""
-        for last_try in (False, False, True):
-            before = self._inode()
-            try:
-                with closing(sqlite3.connect(self.path, timeout=60)) as db, db:
-                    db.execute("CREATE TABLE IF NOT EXISTS verdicts (judge TEXT, truth TEXT, answer TEXT, "
-                               "category TEXT, PRIMARY KEY (judge, truth, answer)) WITHOUT ROWID")
-                    return [db.execute(statement, (self.key, *row)).fetchone() for row in rows]
-            except sqlite3.DatabaseError as e:
-                moved = self._inode() != before  # another process set it aside just now: this is its new file
-                if last_try or not moved and isinstance(e, sqlite3.OperationalError):  # locked, or disk full
-                    raise OSError(f"the verdict cache {self.path}: {e}") from None
-                if not moved:
-                    aside = self.path.with_name(f"{self.path.name}.broken-{time.time_ns()}")
-                    with suppress(FileNotFoundError):
-                        os.replace(self.path, aside)
-                        print(f"warning: the verdict cache was broken ({e}), is now {aside}", file=sys.stderr)
+    def set_aside(self, why: Exception) -> None:
+        aside = self.path.with_name(f"{self.path.name}.broken-{time.time_ns()}")
+        with suppress(FileNotFoundError):  # another process was faster
+            os.replace(self.path, aside)
+            print(f"warning: the verdict cache was broken ({why}), is now {aside}", file=sys.stderr)

@@ -1,4 +1,9 @@
-"""A judge behind an OpenAI-compatible endpoint."""
+"""A judge behind an OpenAI-compatible endpoint: vLLM, llama.cpp, Ollama, a hosted one.
+
+    python judge.py --judge http://localhost:8000 --judge-model NAME --ask robin bird
+
+Needs only the standard library.
+"""
 
 import json
 import os
@@ -9,91 +14,174 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from judge import _BY_NAME, Pair, _Settled, chat, load_prompt, parse_category
+from judge import BY_LABEL, BaseJudge, Pair, chat, load_prompt, parse_category
 from reward import Category
 
+ADDRESS = re.compile(r"""
+    https?://
+    (?: [\w.-]+ | \[[\da-f:.]+\] )      # "localhost", "127.0.0.1", "[::1]"; no "user:password@"
+    (?: :[1-6]?\d{1,4} )?               # ":8000"
+    (?: /[^?#@\s]* )?                   # "/v1/chat/completions"
+    """, re.VERBOSE)
+LONGEST_REPLY = 1_000_000  # bytes
+LONGEST_WAIT = 30  # seconds before a retry, whatever the server asks for
+REASON = 200  # characters
 
-class ServerJudge(_Settled):
-    """A chat model behind an OpenAI-compatible endpoint, `workers` requests at a time, standard library only.
+
+def endpoint(url: str) -> str:
+    """The address that chats are posted to: "http://host" -> "http://host/v1/chat/completions". Raises
+    ValueError for an address that is no http(s) URL or holds a password."""
+    if not ADDRESS.fullmatch(url):
+        raise ValueError("the judge's address must be http(s)://host[:port][/path], no password in it")
+    url = url.rstrip("/")
+    if url.endswith("/chat/completions"):
+        return url
+    if not re.search(r"/v\d+$", url):
+        url += "/v1"
+    return url + "/chat/completions"
+
+
+def read_key(key_file: str | None) -> str:
+    """The server's key from a file or from JUDGE_API_KEY in the environment; "" where there is none."""
+    if key_file:
+        key = Path(key_file).read_text().strip()
+    else:
+        key = os.environ.get("JUDGE_API_KEY", "").strip()
+    is_missing = bool(key_file) and not key
+    if is_missing or re.search(r"[^!-~]|[\\'\"]", key):  # an error message would quote it
+        raise ValueError("the judge's key must be one word of ASCII characters without quotes")
+    return key
+
+
+def make_opener() -> urllib.request.OpenerDirector:
+    """http, https and proxies; no redirects, which would take the key along."""
+    opener = urllib.request.OpenerDirector()
+    opener.add_handler(urllib.request.ProxyHandler())
+    opener.add_handler(urllib.request.HTTPHandler())
+    opener.add_handler(urllib.request.HTTPSHandler())
+    return opener
+
+
+class BadStatus(OSError):
+    """A reply with another status than 200; wait: the seconds that the server wants to be left alone."""
+
+    def __init__(self, response, reply: bytes):
+        super().__init__(f"HTTP {response.status} {response.reason} {reply.decode(errors='replace')}")
+        self.wait = 0
+        retry_after = response.headers.get("Retry-After", "")
+        if retry_after.isdecimal():  # it may be a date, which is not read
+            self.wait = min(int(retry_after), LONGEST_WAIT)
+
+
+def verdict_in(reply: bytes) -> Category:
+    """The verdict in a chat completion; raises OSError for words without one."""
+    words = json.loads(reply)["choices"][0]["message"]["content"]
+    if isinstance(words, list):  # parts, of which thoughts are no reply
+        words = " ".join(part["text"] for part in words if part["type"] == "text")
+    verdict = parse_category(str(words))
+    if verdict is None:
+        raise OSError(f"no verdict in the reply {words!r}")
+    return verdict
+
+
+class ServerJudge(BaseJudge):
+    """A chat model behind an OpenAI-compatible endpoint, `workers` requests at a time.
 
     The key comes from key_file or from JUDGE_API_KEY in the environment and is kept nowhere else. The six
     categories are offered as a constrained choice (vLLM's fields). A reply has about `timeout` seconds and
     `retries` more tries after growing pauses (or the server's Retry-After, 30 s at most); then there is no
     verdict, and last_error says why. As many failures in a row as there are workers, or a refused key, end a
     call. Raises ValueError for an address that is no http(s) URL or holds a password."""
+
     def __init__(self, url: str, model: str, key_file: str | None = None, prompt: str = "detailed",
                  timeout: float = 30.0, retries: int = 2, workers: int = 16, pause: float = 0.5):
-        if not re.fullmatch(r"https?://([\w.-]+|\[[\da-f:.]+\])(:[1-6]?\d{1,4})?(/[^?#@\s]*)?", url):
-            raise ValueError("the judge's address must be http(s)://host[:port][/path], no password in it")
+        self.url = endpoint(url)
         if not model:
             raise ValueError("a judge behind a server needs the model's name there: --judge-model NAME")
-        secret = (Path(key_file).read_text() if key_file else os.environ.get("JUDGE_API_KEY", "")).strip()
-        if key_file and not secret or re.search(r"[^!-~]|[\\'\"]", secret):  # an error would quote it
-            raise ValueError("the judge's key must be one word of ASCII characters without quotes")
-        base = url.rstrip("/")
-        if not base.endswith("/chat/completions"):
-            base += ("" if re.search(r"/v\d+$", base) else "/v1") + "/chat/completions"
-        self.url = base
-        self.model, self.prompt, self.timeout, self.retries = model, load_prompt(prompt), timeout, retries
-        self.workers, self.pause, self._constrain, self._failed = workers, pause, True, 0
+        self.headers = {"Content-Type": "application/json"}
+        secret = read_key(key_file)
+        if secret:
+            self.headers["Authorization"] = f"Bearer {secret}"
+        self.model = model
+        self.prompt = load_prompt(prompt)
+        self.timeout = timeout
+        self.retries = retries
+        self.workers = workers
+        self.pause = pause
         self.key = repr(["server", model, self.prompt])
-        self._headers = {"Authorization": f"Bearer {secret}"} if secret else {}
-        self._opener = urllib.request.OpenerDirector()  # follows no redirect, which would take the key along
-        for handler in ("ProxyHandler", "HTTPHandler", "HTTPSHandler"):
-            self._opener.add_handler(getattr(urllib.request, handler)())
+        self.opener = make_opener()
+        self.constrains = True  # until the server refuses a constrained choice
+        self.failures_in_a_row = 0  # of pairs, not of tries
 
-    def _ask(self, clean: Sequence[Pair]) -> list[Category | None]:
-        self._failed = 0
+    def ask(self, pairs: Sequence[Pair]) -> list[Category | None]:
+        self.failures_in_a_row = 0
         with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self._one, clean))
+            return list(pool.map(self.ask_about, pairs))
 
-    def _one(self, pair: Pair) -> Category | None:
-        asked = 0  # seconds that the server wants to be left alone
+    def ask_about(self, pair: Pair) -> Category | None:
+        """One pair's verdict; None after the last try, or where the call is given up."""
+        wait = 0
         for attempt in range(self.retries + 1):
-            if self._failed >= self.workers:
+            if self.failures_in_a_row >= self.workers:
                 return None
-            time.sleep(max(asked, self.pause * 2 ** (attempt - 1)) if attempt else 0)
+            if attempt > 0:
+                growing = self.pause * 2 ** (attempt - 1)
+                time.sleep(max(wait, growing))
             try:
-                verdict, self._failed = self._request(pair, self._constrain), 0
+                verdict = self.request(pair, self.constrains)
+                self.failures_in_a_row = 0
                 return verdict
+            except BadStatus as e:
+                why = str(e)
+                wait = e.wait
             except OSError as e:
-                why, asked = str(e), getattr(e, "asked", 0)
+                why = str(e)
+                wait = 0
             except Exception as e:
                 why = f"the reply is no chat completion: {type(e).__name__}: {e}"
-            for header in self._headers.values():  # a server may echo its request
-                why = why.replace(header[7:], "***")
-            self.last_error = " ".join(why.split())[:200]
-        self._failed += 1
+            self.last_error = self.without_key(why)
+        self.failures_in_a_row += 1
+        return None
 
-    def _request(self, pair: Pair, constrain: bool) -> Category:
+    def without_key(self, why: str) -> str:
+        """A reason in one line, cut only after the key is out of it: a server may echo its request."""
+        authorization = self.headers.get("Authorization")
+        if authorization:
+            secret = authorization.removeprefix("Bearer ")
+            why = why.replace(secret, "***")
+        return " ".join(why.split())[:REASON]
+
+    def request(self, pair: Pair, constrain: bool) -> Category:
         """One reply's verdict; raises OSError for another status than 200 and for words without a verdict."""
-        body = {"model": self.model, "messages": chat(self.prompt, pair), "temperature": 0,
-                "max_tokens": 16 if constrain else 512}  # unconstrained it may think first
-        if constrain:
-            names = list(_BY_NAME)
-            body |= {"guided_choice": names, "structured_outputs": {"choice": names}}  # older and newer vLLM
-        headers = self._headers | {"Content-Type": "application/json"}
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
-        reply, end = b"", time.monotonic() + self.timeout
-        with self._opener.open(request, timeout=self.timeout) as response:
-            while chunk := response.read1(65536):
-                reply += chunk
-                if time.monotonic() > end or len(reply) > 1_000_000:  # dripping bytes reset no clock
-                    raise TimeoutError("the reply did not end in time, or is too long")
+        response, reply = self.post(self.body(pair, constrain))
         if response.status in (400, 422) and constrain:
-            verdict = self._request(pair, False)
-            self._constrain = False  # it was the constraint, not this pair, that the server refused
+            verdict = self.request(pair, constrain=False)
+            self.constrains = False  # it was the constraint, not this pair, that the server refused
             return verdict
         if response.status in (401, 403, 404):  # no retry mends a wrong key or address
-            self._failed = self.workers
+            self.failures_in_a_row = self.workers
         if response.status != 200:
-            error = OSError(f"HTTP {response.status} {response.reason} {reply.decode(errors='replace')}")
-            after = response.headers.get("Retry-After", "")
-            error.asked = min(int(after), 30) if after.isdecimal() else 0
-            raise error
-        words = json.loads(reply)["choices"][0]["message"]["content"]
-        if isinstance(words, list):  # parts, of which thoughts are no reply
-            words = " ".join(part["text"] for part in words if part["type"] == "text")
-        if (verdict := parse_category(str(words))) is None:
-            raise OSError(f"no verdict in the reply {words!r}")
-        return verdict
+            raise BadStatus(response, reply)
+        return verdict_in(reply)
+
+    def body(self, pair: Pair, constrain: bool) -> dict:
+        body = {"model": self.model, "messages": chat(self.prompt, pair), "temperature": 0}
+        if not constrain:
+            return body | {"max_tokens": 512}  # it may think first
+        names = list(BY_LABEL)
+        older_vllm = {"guided_choice": names}
+        newer_vllm = {"structured_outputs": {"choice": names}}
+        return body | {"max_tokens": 16} | older_vllm | newer_vllm
+
+    def post(self, body: dict):
+        """(response, its bytes). Raises TimeoutError where they do not end in time, or are too many."""
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), self.headers)
+        end = time.monotonic() + self.timeout
+        reply = b""
+        with self.opener.open(request, timeout=self.timeout) as response:
+            while chunk := response.read1(65536):
+                reply += chunk
+                # Bytes that drip reset the socket's own clock, but not this one.
+                if time.monotonic() > end or len(reply) > LONGEST_REPLY:
+                    raise TimeoutError("the reply did not end in time, or is too long")
+        return response, reply

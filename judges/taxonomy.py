@@ -1,22 +1,57 @@
-"""A judge that knows a tree of names: exact verdicts, no model."""
+"""A judge that knows a tree of names: exact verdicts, no model.
+
+    python judge.py --judge tree.json --ask robin birds
+
+with {"parents": {"robin": "thrush", "thrush": "bird", "bird": null}, "synonyms": {"redbreast": "robin"}} in
+tree.json.
+"""
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from judge import Pair, _Settled, is_refusal, normalize_label
+from judge import BaseJudge, Pair, is_refusal, normalize_label
 from reward import Category
 
+PLURAL_ENDING = re.compile(r"""
+    (?: (?<=[sxzo]) | (?<=[cs]h) ) es? $        # "foxes" -> "fox", "finches" -> "finch"
+  | (?<![sui]) s $                              # "hawks" -> "hawk"; but not "grass", "walrus", "iris"
+    """, re.VERBOSE)
 
-def _fold(name: str) -> str:
+
+def fold(name: str) -> str:
     """A normalised name without article, dashes and plural: "the red-winged hawks" -> "red winged hawk"."""
-    name = " ".join(re.split(r"[\s‐-―-]+", re.sub(r"^(?:an?|the|some) (?=.)", "", name)))  # but "a-10"
-    name = re.sub(r"ies?$", "y", name)
-    return re.sub(r"(?:(?<=[sxzo])|(?<=[cs]h))es?$|(?<![sui])s$", "", name)  # "rose", "roses": "ros"
+    name = re.sub(r"^(?:an?|the|some) (?=.)", "", name)  # "a finch"; but not "a-10"
+    name = " ".join(re.split(r"[\s‐-―-]+", name))
+    name = re.sub(r"ies?$", "y", name)  # "cherries" -> "cherry"
+    return PLURAL_ENDING.sub("", name)  # "rose" and "roses" are both "ros"
 
 
-class TaxonomyJudge(_Settled):
+def path_to_root(name: str, parents: Mapping[str, str]) -> list[str]:
+    """[name, its parent, ..., its root]. Raises ValueError for a circle."""
+    path = [name]
+    above = parents.get(name)
+    while above:
+        if above in path:
+            raise ValueError(f"the taxonomy has a circle through {above!r}")
+        path.append(above)
+        above = parents.get(above)
+    return path
+
+
+def all_meanings(exact: Mapping[str, str]) -> dict[str, str | None]:
+    """Exact names -> name in the tree, and their folded forms too. Names that fold alike and mean different
+    things are known in full only."""
+    folded = {}
+    for name, meant in exact.items():
+        known = folded.get(fold(name), meant)
+        is_clear = known == meant
+        folded[fold(name)] = meant if is_clear else None
+    return {**folded, **exact}
+
+
+class TaxonomyJudge(BaseJudge):
     """Exact verdicts from a tree of names; case, articles, dashes and regular plurals don't matter.
 
     parents: name -> parent, None or no entry for a root. synonyms: other name -> name in the tree. The truth
@@ -26,19 +61,20 @@ class TaxonomyJudge(_Settled):
     last_error = "a truth that the tree does not hold"
 
     def __init__(self, parents: Mapping[str, str | None], synonyms: Mapping[str, str] | None = None):
-        tree = {normalize_label(n): normalize_label(p or "") for n, p in parents.items()}
-        exact = {normalize_label(n): normalize_label(s) for n, s in (synonyms or {}).items()}
-        self.paths, folded = {}, {}  # a name's path to its root
-        for name in {*tree, *tree.values()} - {""}:
-            path = self.paths[name] = [name]
-            while above := tree.get(path[-1]):
-                if above in path:
-                    raise ValueError(f"the taxonomy has a circle through {above!r}")
-                path.append(above)
+        self.key = repr([parents, synonyms])
+        tree = {}
+        for name, parent in parents.items():
+            tree[normalize_label(name)] = normalize_label(parent or "")
+        names = dict.fromkeys([*tree, *tree.values()])
+        names.pop("", None)  # what a root has for a parent
+        self.paths = {name: path_to_root(name, tree) for name in names}
+
+        exact = {}
+        for other_name, name in (synonyms or {}).items():
+            exact[normalize_label(other_name)] = normalize_label(name)
+        for name in names:  # a name of the tree's own wins over a synonym
             exact[name] = name
-        for name, meant in exact.items():  # two names that fold alike are known in full only
-            folded[_fold(name)] = meant if folded.get(_fold(name), meant) == meant else None
-        self.meant, self.key = folded | exact, repr([parents, synonyms])
+        self.meanings = all_meanings(exact)
 
     @classmethod
     def from_json(cls, path) -> "TaxonomyJudge":
@@ -49,18 +85,35 @@ class TaxonomyJudge(_Settled):
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
             raise ValueError(f'{path}: expected {{"parents": {{name: parent or null}}}} ({e!r})') from None
 
-    def _ask(self, clean: Sequence[Pair]) -> list[Category | None]:
-        return [self._look_up(*pair) for pair in clean]
+    def ask(self, pairs: Sequence[Pair]) -> list[Category | None]:
+        return [self.look_up(truth, answer) for truth, answer in pairs]
 
-    def _look_up(self, truth: str, answer: str) -> Category | None:
+    def meaning(self, name: str) -> str:
+        """The tree's own name for a normalised one; its folded form where the tree knows none."""
+        return self.meanings.get(name) or self.meanings.get(fold(name)) or fold(name)
+
+    def look_up(self, truth: str, answer: str) -> Category | None:
         refuses = is_refusal(answer)
-        truth, answer = (self.meant.get(n) or self.meant.get(_fold(n)) or _fold(n) for n in (truth, answer))
+        truth = self.meaning(truth)
+        answer = self.meaning(answer)
         if answer == truth:
             return Category.SPECIFIC
         if refuses and answer not in self.paths:
             return Category.ABSTAIN
         if truth not in self.paths:
             return None
-        if answer in (path := self.paths[truth]):
-            return Category.LESS_SPECIFIC if answer == path[1] != path[-1] else Category.GENERIC
-        return Category.MORE_SPECIFIC if truth in self.paths.get(answer, ()) else Category.WRONG
+
+        # Above the truth: its parent is Less Specific, but a root is too wide for that.
+        path = self.paths[truth]
+        if answer in path:
+            parent = path[1]
+            root = path[-1]
+            if answer == parent and answer != root:
+                return Category.LESS_SPECIFIC
+            return Category.GENERIC
+
+        # Below the truth, or beside it.
+        path_of_answer = self.paths.get(answer, [])
+        if truth in path_of_answer:
+            return Category.MORE_SPECIFIC
+        return Category.WRONG

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -198,7 +199,7 @@ def test_one_refused_pair_does_not_end_the_constraint_a_server_without_it_does(s
 
 
 def test_https_and_proxies_are_served_redirects_are_not():
-    kinds = {type(handler).__name__ for handler in ServerJudge("https://h", "m")._opener.handlers}
+    kinds = {type(handler).__name__ for handler in ServerJudge("https://h", "m").opener.handlers}
     assert {"HTTPSHandler", "ProxyHandler"} <= kinds and "HTTPRedirectHandler" not in kinds
 
 
@@ -208,7 +209,7 @@ def test_a_key_at_the_end_of_a_long_reason_is_not_cut_into_sight(monkeypatch):
 
     def fail(*args):
         raise OSError("x" * 90 + SECRET)
-    monkeypatch.setattr(judge, "_request", fail)
+    monkeypatch.setattr(judge, "post", fail)
     assert judge(FEW[:1]) == [None] and "sk-" not in judge.last_error
 
 
@@ -276,7 +277,7 @@ def test_the_key_is_sent_as_bearer_and_kept_nowhere_else(server, tmp_path, monke
     assert {r["headers"]["Authorization"] for r in server.requests} == {f"Bearer {SECRET}"}
     assert not any(SECRET in json.dumps([r["body"], r["path"]]) for r in server.requests)
     assert SECRET not in judge.key + repr(judge)
-    assert [name for name, value in vars(judge).items() if SECRET in repr(value)] == ["_headers"]
+    assert [name for name, value in vars(judge).items() if SECRET in repr(value)] == ["headers"]
 
 
 def test_a_wrong_key_is_given_up_at_once(server, monkeypatch):
@@ -335,7 +336,8 @@ def test_a_missing_model_is_refused():
 @pytest.fixture
 def judging(tmp_path, monkeypatch):
     """A server that judges by the miniature tree, wants a key, and is asked with short time limits."""
-    monkeypatch.setattr(ServerJudge.__init__, "__defaults__", (None, "detailed", 10.0, 1, 8, 0.001))
+    hasty = partial(ServerJudge, timeout=10.0, retries=1, workers=8, pause=0.001)
+    monkeypatch.setattr(judges_server, "ServerJudge", hasty)
     monkeypatch.setenv("JUDGE_API_KEY", SECRET)
     with Server(verdict, secret=SECRET) as s:
         yield s

@@ -13,6 +13,7 @@ import pytest
 
 import judge as judging
 import tiny
+from judge import BaseJudge
 from judges import cache
 from judges.cache import CachedJudge
 from judges.server import ServerJudge
@@ -22,16 +23,18 @@ ROOT = Path(judging.__file__).parent
 W, A, G, L, S, M = Category
 
 
-class Inner(judging._Settled):
+class Inner(BaseJudge):
     """Says the given category, and remembers what it was asked."""
     last_error = "not today"
 
     def __init__(self, verdict=G, key="inner"):
         self.verdict, self.key, self.asked = verdict, key, []
 
-    def _ask(self, clean):
-        self.asked += clean
-        return [self.verdict(pair) if callable(self.verdict) else self.verdict for pair in clean]
+    def ask(self, pairs):
+        self.asked += pairs
+        if callable(self.verdict):
+            return [self.verdict(pair) for pair in pairs]
+        return [self.verdict] * len(pairs)
 
 
 @pytest.fixture
