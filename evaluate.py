@@ -10,8 +10,8 @@ As a library: `evaluate(policy, judge, data.load("toy-bird", "test"), question)[
 
 Answers are greedy by default, sampled with `--n 8`. The command prints correctness, specificity and their
 harmonic mean with 95 % bootstrap intervals over images; the paired difference of every further adapter to
-the first; what the answers are; what an oracle would pick of the first k. `--out FILE.json` keeps the figures,
-and every answer in FILE.jsonl, from which the same command goes on after a kill.
+the first; what the answers are; what an oracle would pick of the first k. `--out FILE.json` keeps the
+figures, and every answer in FILE.jsonl, from which the same command goes on after a kill.
 
 Where this departs from the paper and from lmms-owc:
 1. The judge is whichever is given (the paper's evaluations use Llama-3-70B).
@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import data
 from judge import JUDGE_ERROR, Judge, add_arguments, judge_groups, normalize_label
-from lora import adapter_config, adapters_off
+from lora import adapters_off
 from metrics import Tally, means_over, measured, similarity, text_inclusion
 from policy import Policy
 from reward import Category
@@ -51,7 +51,11 @@ from support.opening import (
     TOY_SETS,
     VERDICTS,
     JudgeFailed,
+    adapter_folder,
+    base_models,
+    choose_model,
     is_toy,
+    is_toy_model,
     load_judge,
     load_policy,
     question_for,
@@ -60,11 +64,12 @@ from support.opening import (
 from support.tables import table
 from toy import captions
 
-MOST_JUDGE_ERRORS = 0.5   # a larger share of answers without a verdict ends the command
-ENOUGH_VERDICTS = 16      # fewer say nothing about a judge that gave none to some of them
-MAX_NEW_TOKENS = 512
-MAX_PIXELS = 512 * 28 * 28
-TOY_MAX_NEW_TOKENS = 16
+# Where the command line does not say; the embedded world needs less.
+DEFAULTS = {"judge": JUDGE, "max_new_tokens": 512, "max_pixels": 512 * 28 * 28}
+TOY_DEFAULTS = {"judge": "taxonomy", "max_new_tokens": 16, "max_pixels": None}
+
+MOST_JUDGE_ERRORS = 0.5  # a larger share of answers without a verdict ends the command
+ENOUGH_VERDICTS = 16     # fewer don't tell a few judge errors from a judge that is gone
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -92,24 +97,26 @@ def evaluate(policy: Policy, judge: Judge, examples: list[data.Example], questio
             if "unreadable" not in record:
                 records.append(record)
 
-    # An image that can't be read was never answered and has no group.
-    groups = [verdicts for group, verdicts in zip(tally.groups, tally.verdicts()) if group]
+    groups = []
+    for group, verdicts in zip(tally.groups, tally.verdicts()):
+        if group:  # empty where the image can't be read: it was never answered
+            groups.append(verdicts)
     return {"summary": tally.summary(), "groups": groups, "records": records, "unreadable": tally.unreadable}
 
 
 def answer_in_batches(policy: Policy, judge: Judge, examples: list[data.Example], question: str, n: int = 1,
                       temperature: float = 0.0, max_new_tokens: int = 512, seed: int = 0, rows: int = 256,
                       label: str = "evaluate", embed=None, first: int = 0) -> Iterator[list[dict]]:
-    """Yields lists of records, one an image in the order of the examples from number `first` on, a batch of
-    at most `rows` answers at a time. The other arguments are evaluate's."""
+    """Yields lists of records, one an image, in the order of the examples from number `first` on: a batch of
+    at most `rows` answers (but one image at least) at a time. The other arguments are evaluate's."""
     images_per_batch = max(1, rows // n)
     answer = partial(sample, policy, question=question, n=n, seed=seed, stream="evaluate",
                      temperature=temperature, max_new_tokens=max_new_tokens, max_rows=rows)
 
     with tqdm(total=len(examples), initial=first, desc=label, unit="image", leave=False) as progress:
         while first < len(examples):
-            # Batches end where they would have ended from the first image on: started anywhere, the same
-            # images are decoded together, and rounding makes the same answers.
+            # A batch ends where it would have, had all begun with the first image. So a command that goes on
+            # decodes the same images together, and rounding gives the same answers.
             end = (first // images_per_batch + 1) * images_per_batch
             batch = examples[first:end]
             yield answer_batch(batch, answer, judge, embed)
@@ -118,9 +125,12 @@ def answer_in_batches(policy: Policy, judge: Judge, examples: list[data.Example]
 
 
 def answer_batch(batch: list[data.Example], answer, judge: Judge, embed) -> list[dict]:
-    """A batch's records, one an image. answer(images, ids) -> groups. A function of its own, so that the
-    groups, with their prompts' embeddings on the GPU, are gone before the next batch is decoded."""
-    # rollout: n answers to each image that can be read
+    """A batch's records, one an image. answer(images, ids) -> groups, one an image.
+
+    The groups hold their prompts' embeddings on the GPU. They end with this function, before the next batch
+    needs the room.
+    """
+    # rollout: n answers to each image that can be read; `sample` takes no empty list
     readable, images, unreadable = data.read_images(batch)
     groups = []
     if images:
@@ -128,30 +138,28 @@ def answer_batch(batch: list[data.Example], answer, judge: Judge, embed) -> list
 
     # judge: a category for each answer
     truths = [example.label for example in readable]
-    verdicts = judge_groups(judge, truths, [group.answers for group in groups])
+    judged = judge_groups(judge, truths, [group.answers for group in groups])
 
-    # a record for each image, in the order of the batch
-    answered = {}
-    for example, group, categories in zip(readable, groups, verdicts):
-        answered[example.id] = answer_record(example, group, categories, embed)
-    reasons = iter(unreadable)
+    # a record for each image, in the order of the batch, in which the lines of `unreadable` stand too
+    records_by_id = {}
+    for example, group, categories in zip(readable, groups, judged):
+        records_by_id[example.id] = answer_record(example, group, categories, embed)
+    lines = iter(unreadable)
     records = []
     for example in batch:
-        if example.id in answered:
-            records.append(answered[example.id])
+        if example.id in records_by_id:
+            records.append(records_by_id[example.id])
         else:
-            records.append({"id": example.id, "unreadable": next(reasons)})
+            records.append({"id": example.id, "unreadable": next(lines)})
     return records
 
 
 def answer_record(example: data.Example, group: Group, categories: list, embed) -> dict:
-    """What is kept of an image's answers: words, and scores that need no judge (lists of n numbers)."""
-    inclusion = [text_inclusion(example.label, answer) for answer in group.answers]
-    thought = [thought_not_said(example.label, *said) for said in zip(group.texts, group.answers)]
-    scores = {
-        "text_inclusion": [int(included) for included in inclusion],
-        "thought_not_said": [int(only_thought) for only_thought in thought],
-    }
+    """What is kept of an image's answers: the words, and scores that need no judge, a number an answer."""
+    scores = {"text_inclusion": [], "thought_not_said": []}
+    for text, answer in zip(group.texts, group.answers):
+        scores["text_inclusion"].append(int(text_inclusion(example.label, answer)))
+        scores["thought_not_said"].append(int(thought_not_said(example.label, text, answer)))
     if embed is not None:
         scores["semantic_similarity"] = similarity(embed, example.label, group.answers)
     return {
@@ -179,7 +187,7 @@ def thought_not_said(truth: str, text: str, answer: str | None) -> bool:
     not: normalised, as whole words."""
     if answer is None:
         return False
-    # Answers are cut out, but for those inside a closed <think> block, which no parser reads as an answer.
+    # Answers are cut out, but not those inside a closed <think> block: parse_answer reads none there.
     reasoning = re.sub(r"(<think>.*?</think>)|<answer>.*?</answer>", r"\1 ", text, flags=re.DOTALL)
 
     # Spaces around them make whole words of what is compared.
@@ -191,8 +199,8 @@ def thought_not_said(truth: str, text: str, answer: str | None) -> bool:
 
 def before_and_after(policy: Policy, judge: Judge, tests: dict[str, list], question: str, max_new_tokens: int,
                      seed: int, most_errors: float = 1.0, rows: int = 256) -> dict:
-    """Every test set, greedy and one sample at temperature 1, with the adapters off (the model as it came)
-    and on: what training changed.
+    """What training changed: every test set, greedy and with one sample at temperature 1, with the adapters
+    off (the model as it came) and on.
 
     tests: name -> Examples. Returns {"greedy" or "temperature 1": {name: {"before" or "after": figures}}}.
     Raises JudgeFailed where more than the share most_errors of a set's answers has no verdict.
@@ -255,6 +263,7 @@ def answer_pictures(policy: Policy, paths: list[str], question: str, n: int, tem
 
 
 def print_answers(path: str, greedy: Group, sampled: Group | None) -> None:
+    """One picture's block: the greedy answer with its reasoning, and how often each sampled answer came."""
     print(path)
     print(f"  greedy   {greedy.answers[0] or '(no answer)'}")
     print(f"           {greedy.texts[0]}")
@@ -269,6 +278,7 @@ def print_answers(path: str, greedy: Group, sampled: Group | None) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The options; what None stands for is decided in resolve."""
     p = argparse.ArgumentParser(usage="%(prog)s [options]; --help lists them", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", default=",".join(TOY_SETS),
@@ -321,17 +331,22 @@ class Command:
 
 def check_options(args) -> None:
     """Raises ValueError for an option that can't be, alone or beside the others."""
+    # numbers
     for name in ("n", "rows", "max_new_tokens", "max_pixels"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if args.temperature is not None and not 0 <= args.temperature < math.inf:
         raise ValueError(f"--temperature must be 0 or more, got {args.temperature}")
+
+    # where the figures go: nothing of somebody else's is overwritten
     if args.out:
         if Path(args.out).is_dir() or args.out.endswith(".jsonl"):
             raise ValueError(f"--out names the figures' JSON file (the answers go beside it), got {args.out}")
         if Path(args.out).exists() and not answers_file(args.out).exists():
             raise ValueError(f"{args.out} holds something else: give another --out")
+
+    # options that would do nothing
     if args.image:
         idle = [f"--{name}" for name in ("out", "limit", "embedder") if getattr(args, name)]
         if idle:
@@ -341,66 +356,43 @@ def check_options(args) -> None:
 def resolve(args) -> Command:
     """Decides what the options leave open. Raises ValueError or OSError for what does not go together."""
     names = [] if args.image else args.data.split(",")
-    adapters = [adapter_folder(adapter) for adapter in args.adapter]
+    adapters = [adapter_folder(name) for name in args.adapter]
     refuse_repeats("--data", names)
     refuse_repeats("--adapter", adapters)
+
+    # model: the adapters' base, unless another is named
     bases = base_models(adapters)
     weights = [None if adapter == "none" else weights_hash(adapter) for adapter in adapters]
-    if len(bases) > 1 and not args.model:
-        raise ValueError(f"these adapters have different bases, --model must say which: {', '.join(bases)}")
+    model = choose_model(args.model, bases, names)
 
-    if args.model:
-        model = args.model
-    elif bases:
-        model = bases[0]
-    elif names and is_toy(names):
-        model = "toy"
-    else:
-        model = MODEL
-
-    # The embedded world's policy has a vocabulary, and so prompts, of its own.
-    if names:
-        toy = is_toy(names)
-    else:
-        toy = model == "toy" or Path(model).name.startswith("toy-base-seed")
+    # question: the embedded world's policy has a vocabulary, and so prompts, of its own
+    toy = is_toy(names) if names else is_toy_model(model)
     question = question_for(args.prompt, ["toy"] if toy else ["real"])
 
+    # decoding: greedy, unless there are several answers an image
     temperature = args.temperature
     if temperature is None:
         temperature = 1.0 if args.n > 1 else 0.0
     if args.n > 1 and temperature == 0:
         raise ValueError("n > 1 greedy answers to one image are all the same: give a temperature")
 
+    defaults = TOY_DEFAULTS if toy else DEFAULTS
     return Command(
         adapters=adapters,
         weights=weights,
         model=model,
-        judge=args.judge or ("taxonomy" if toy else JUDGE),
+        judge=args.judge or defaults["judge"],
         question=question,
         temperature=temperature,
-        max_new_tokens=args.max_new_tokens or (TOY_MAX_NEW_TOKENS if toy else MAX_NEW_TOKENS),
-        max_pixels=args.max_pixels or (None if toy else MAX_PIXELS),
+        max_new_tokens=args.max_new_tokens or defaults["max_new_tokens"],
+        max_pixels=args.max_pixels or defaults["max_pixels"],
     )
 
 
-def adapter_folder(name: str) -> str:
-    """The folder of an adapter; a run's folder stands for the adapter in it."""
-    inside = Path(name) / "adapter"
-    if name != "none" and inside.is_dir():
-        return str(inside)
-    return name
-
-
 def refuse_repeats(flag: str, values: list[str]) -> None:
+    """Raises ValueError where a list on the command line names one thing twice."""
     if len(set(values)) < len(values):
         raise ValueError(f"{flag} names one thing twice: {' '.join(values)}")
-
-
-def base_models(adapters: list[str]) -> list[str]:
-    """The checkpoints that the adapters were trained on, each once, as far as they say."""
-    configs = [adapter_config(adapter) for adapter in adapters if adapter != "none"]
-    bases = {config.get("base_model_name_or_path") for config in configs}
-    return sorted(bases - {None, ""})
 
 
 def answer_arguments(args, command: Command) -> dict:
@@ -421,6 +413,7 @@ def answer_arguments(args, command: Command) -> dict:
 
 
 def open_policy(args, command: Command, adapter: str) -> Policy:
+    """The command's model with one of its adapters."""
     folder = None if adapter == "none" else adapter
     return load_policy(command.model, args.seed, adapter=folder, max_pixels=command.max_pixels)
 
@@ -431,7 +424,9 @@ def load_datasets(args) -> dict[str, list[data.Example]]:
     datasets = {}
     for name in args.data.split(","):
         datasets[name] = data.load(name, args.split, args.root, args.limit, protocol=args.protocol)
-    ids = [example.id for examples in datasets.values() for example in examples]
+    ids = []
+    for examples in datasets.values():
+        ids += [example.id for example in examples]
     if len(set(ids)) < len(ids):
         raise ValueError(f"--data {args.data} holds an image twice")
     return datasets
@@ -440,24 +435,23 @@ def load_datasets(args) -> dict[str, list[data.Example]]:
 def answer_datasets(args, command: Command, datasets: dict[str, list[data.Example]]) -> dict:
     """Every adapter's answers to every dataset: adapter -> dataset's name -> Tally. What the same command
     wrote before is taken up, the rest is answered, judged and, with --out, kept."""
-    file = None
-    arguments = answer_arguments(args, command)
     tallies = {}
     for adapter in command.adapters:
         tallies[adapter] = {name: Tally() for name in datasets}
 
-    # stored records
-    if args.out:
-        file = answers_file(args.out)
+    # what is stored
+    arguments = answer_arguments(args, command)
+    file = answers_file(args.out) if args.out else None
+    if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         for adapter, name, record in stored_answers(file, arguments, command.adapters, datasets):
             tallies[adapter][name].add(record)
 
-    # the rest, adapter by adapter; where nothing is left, not even the model is loaded
+    # the rest, adapter by adapter; where nothing is left to answer, not even the model is loaded
     judge = None
     embed = None
     for adapter in command.adapters:
-        policy = None  # the last adapter's goes first: two would not fit in the memory
+        policy = None  # lets go of the last adapter's: two would not fit in the memory
         for name, examples in datasets.items():
             tally = tallies[adapter][name]
             done = len(tally.groups)
@@ -491,10 +485,14 @@ def trusted_batches(batches: Iterable[list[dict]], judge: Judge, images: int) ->
     for batch in batches:
         held += batch
         images -= len(batch)
+
+        # how many of the held answers have a verdict; a malformed one needs none
         verdicts = []
         for record in held:
             verdicts += record.get("categories", [])
         errors = verdicts.count(JUDGE_ERROR)
+
+        # With the last image there won't be more to go by.
         if errors > 0 and len(verdicts) < ENOUGH_VERDICTS and images > 0:
             continue
         trust(judge, errors, len(verdicts), MOST_JUDGE_ERRORS, "answers")
@@ -514,13 +512,14 @@ def table_rows(tallies: dict[str, dict[str, Tally]], n: int) -> dict[str, dict[s
             measurable.append(name)
     members = {name: [name] for name in first} | means_over(measurable)
 
+    # The first adapter has nothing that it could be compared with.
     results = {}
     for adapter, by_name in tallies.items():
         results[adapter] = {}
         for row, names in members.items():
             own = [by_name[name] for name in names]
-            compared = [first[name] for name in names] if adapter != first_adapter else []
-            results[adapter][row] = {"datasets": names} | measured(own, compared, n)
+            others = [] if adapter == first_adapter else [first[name] for name in names]
+            results[adapter][row] = {"datasets": names} | measured(own, others, n)
     return results
 
 
@@ -552,6 +551,7 @@ def titles(adapters: list[str]) -> list[str]:
 
 
 def run(args) -> None:
+    """The command: raises what main makes one line of."""
     check_options(args)
     command = resolve(args)
 

@@ -47,6 +47,7 @@ def stored_answers(file: Path, arguments: dict, adapters: list[str],
     arguments: of the command that runs now. datasets: name -> its Examples; the records must be of these
     images in this order. One record is in memory at a time. Raises ValueError where something does not fit.
     """
+    # Each place that the command will come to takes the next record, as long as there are any.
     records = read_records(file, arguments)
     for adapter in adapters:
         for name, examples in datasets.items():
@@ -69,6 +70,7 @@ def read_records(file: Path, arguments: dict) -> Iterator[dict]:
     whole = 0  # bytes up to the end of the last whole line
     with file.open("r+b") as lines:
         for number, line in enumerate(lines, 1):
+            # Lines are appended whole: only a kill, or a full disk, leaves a last one without its end.
             if not line.endswith(b"\n"):
                 lines.truncate(whole)
                 return

@@ -12,7 +12,7 @@ import torch
 import policy as policies
 from judge import Judge, open_judge
 from judges.taxonomy import TaxonomyJudge
-from lora import load_adapter
+from lora import adapter_config, load_adapter
 from rollout import PROMPTS
 from toy import base_policy, captions, world
 
@@ -25,6 +25,41 @@ TOY_SETS = [f"toy-{domain}" for domain in world.DOMAINS]
 def is_toy(names: list[str]) -> bool:
     """Whether all these datasets are the embedded world's."""
     return all(name == "toy" or name.startswith("toy-") for name in names)
+
+
+def is_toy_model(model: str) -> bool:
+    """Whether a checkpoint is the embedded world's base policy, by its name or the folder it is kept in."""
+    return model == "toy" or Path(model).name.startswith("toy-base-seed")
+
+
+def adapter_folder(name: str) -> str:
+    """The folder of an adapter: a run's folder stands for the adapter in it. "none", the base, stays."""
+    inside = Path(name) / "adapter"
+    if name != "none" and inside.is_dir():
+        return str(inside)
+    return name
+
+
+def base_models(adapters: list[str]) -> list[str]:
+    """The checkpoints that the adapters were trained on, each once, as far as they say. Raises OSError where
+    an adapter is not there, ValueError where it is broken."""
+    configs = [adapter_config(adapter) for adapter in adapters if adapter != "none"]
+    bases = {config.get("base_model_name_or_path") for config in configs}
+    return sorted(bases - {None, ""})
+
+
+def choose_model(named: str | None, bases: list[str], datasets: list[str]) -> str:
+    """The checkpoint to evaluate: the one that is named, the adapters' base, or what suits the datasets (none
+    where pictures are answered). Raises ValueError where the adapters have different bases."""
+    if named:
+        return named
+    if len(bases) > 1:
+        raise ValueError(f"these adapters have different bases, --model must say which: {', '.join(bases)}")
+    if bases:
+        return bases[0]
+    if datasets and is_toy(datasets):
+        return "toy"
+    return MODEL
 
 
 def question_for(prompt: str, names: list[str]) -> str:
@@ -74,7 +109,7 @@ def load_policy(name: str, seed: int = 0, adapter=None, max_pixels: int | None =
     one anywhere, in float32. Raises ValueError or OSError.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("highest")  # float32 is float32: no TF32 on a GPU
 
     if name == "toy":
         path = base_policy.base_policy(seed)

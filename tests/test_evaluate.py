@@ -118,10 +118,14 @@ def test_command_line_table_and_json(checkpoint, cub, tree, tmp_path, capsys):
 # A stub in place of the model: what evaluate.py makes of answers
 
 
-def run(monkeypatch, *argv, after=None, change=None, broken=lambda example: False):
+class Stub(str):
+    device = "cpu"
+
+
+def run(monkeypatch, *argv, after=None, change=None, broken=lambda example: False, load=Stub):
     """evaluate.main on the embedded world, answers drawn by (adapter, image, k) instead of sampled; `after`
     batches the user stops it. change(example, adapter, answers) edits them; the images of broken(example)
-    can't be read. Returns the ids asked for, a list for each batch."""
+    can't be read. load(adapter) is the policy. Returns the ids asked for, a list for each batch."""
     asked = []
 
     def read_images(examples):
@@ -146,13 +150,9 @@ def run(monkeypatch, *argv, after=None, change=None, broken=lambda example: Fals
 
     monkeypatch.setattr(data, "read_images", read_images)
     monkeypatch.setattr(ev, "sample", sample)
-    monkeypatch.setattr(ev, "load_policy", lambda name, seed, adapter, **_: Stub(adapter or "none"))
+    monkeypatch.setattr(ev, "load_policy", lambda name, seed, adapter, **_: load(adapter or "none"))
     ev.main(["--limit", "10", *map(str, argv)])
     return asked
-
-
-class Stub(str):
-    device = "cpu"
 
 
 @pytest.fixture
@@ -324,6 +324,20 @@ def test_no_more_than_two_batches_of_answers_are_in_memory(monkeypatch, tmp_path
 
     run(monkeypatch, "--limit", "60", "--data", "toy-bird", "--n", "64", "--rows", "128", change=change)
     assert len(made) == 60 * 64 and max(alive) <= 2 * 128
+
+
+def test_one_policy_at_a_time_is_in_memory(monkeypatch, adapters):
+    """And one is loaded only when the first of its datasets is asked for, once for all of them."""
+    loaded, alive = [], []
+
+    def load(adapter):
+        alive.append(sum(ref() is not None for ref in loaded))
+        policy = Stub(adapter)
+        loaded.append(weakref.ref(policy))
+        return policy
+
+    run(monkeypatch, "--data", "toy-bird,toy-fish", "--adapter", "none", *adapters, load=load)
+    assert alive == [0, 0, 0]
 
 
 def test_a_judge_that_is_gone_stops_it_and_is_no_result(monkeypatch, tmp_path):
