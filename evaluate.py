@@ -6,10 +6,12 @@ pictures.
     python evaluate.py --data cub --root DIR --n 64 --temperature 0.6 --out best_of.json
     python evaluate.py --image photo.jpg --model Qwen/Qwen2.5-VL-7B-Instruct --n 8
 
-Greedy by default, sampled with `--n 8`. Prints correctness, specificity and their harmonic mean with 95 %
-bootstrap intervals over images, the paired difference of every further adapter to the first, what the answers
-are, and what an oracle would pick of the first k. `--out FILE.json` keeps it, and every answer in FILE.jsonl,
-from which the same command goes on after a kill.
+As a library: `evaluate(policy, judge, data.load("toy-bird", "test"), question)["summary"]`.
+
+Answers are greedy by default, sampled with `--n 8`. The command prints correctness, specificity and their
+harmonic mean with 95 % bootstrap intervals over images; the paired difference of every further adapter to
+the first; what the answers are; what an oracle would pick of the first k. `--out FILE.json` keeps the
+figures, and every answer in FILE.jsonl, from which the same command goes on after a kill.
 
 Where this departs from the paper and from lmms-owc:
 1. The judge is whichever is given (the paper's evaluations use Llama-3-70B).
@@ -19,55 +21,142 @@ Where this departs from the paper and from lmms-owc:
 """
 
 import argparse
-import hashlib
 import math
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModel, AutoTokenizer
 
 import data
-from judge import JUDGE_ERROR, Judge, add_arguments, judge_groups, normalize_label
-from lora import adapter_config, adapters_off
+from judge import JUDGE_ERROR, Judge, add_arguments, category_name, judge_groups, normalize_label
+from lora import adapters_off
 from metrics import Tally, means_over, measured, merge, similarity, text_inclusion
-from reward import Category
+from policy import Policy
 from rollout import PROMPTS, Group, sample
-from support.answers import answers_file, written
+from support.answers import answers_file, append_answers, stored_answers, weights_hash
 from support.command_line import first_line
-from support.files import append, write_json
-from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, is_toy, load_judge, load_policy,
-                             question_for, trust)
+from support.embedder import load_embedder
+from support.files import write_json
+from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, adapter_folder, base_models,
+                             choose_model, is_toy, is_toy_model, load_judge, load_policy, question_for, trust)
 from support.processes import gather, share
 from support.tables import table
 from toy import captions
 
+# Where the command line does not say; the embedded world needs less.
+DEFAULTS = {"judge": JUDGE, "max_new_tokens": 512, "max_pixels": 512 * 28 * 28}
+TOY_DEFAULTS = {"judge": "taxonomy", "max_new_tokens": 16, "max_pixels": None}
 
-def ask(policy, examples: list[data.Example], question: str, answer=sample,
-        **kwargs) -> tuple[list, list[Group], list[str]]:
-    """rollout.sample on the examples whose image can be read. Returns those examples, their groups, and a
-    line for each unreadable image: it is named and counted, never sampled."""
-    read, images, unreadable = [], [], []
-    for example in examples:
-        try:
-            images.append(example.image())
-            read.append(example)
-        except data.BadImage as e:
-            unreadable.append(str(e))
-    ids = [e.id for e in read]
-    return read, answer(policy, images, ids, question, **kwargs) if read else [], unreadable
-
-
-def category_name(category) -> str:
-    """A judged entry as text: a category's label, "malformed" or "judge error"."""
-    return "malformed" if category is None else category.label if isinstance(category, Category) else category
+MOST_JUDGE_ERRORS = 0.5  # a larger share of answers without a verdict ends the command
+ENOUGH_VERDICTS = 16     # fewer don't tell a few judge errors from a judge that is gone
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Evaluation
+# Answers, judged and measured
+
+
+def evaluate(policy: Policy, judge: Judge, examples: list[data.Example], question: str, n: int = 1,
+             temperature: float = 0.0, max_new_tokens: int = 512, seed: int = 0, rows: int = 256,
+             label: str = "evaluate", embed=None) -> dict:
+    """A policy's answers to the examples, judged and measured, all in memory.
+
+    n answers an image, greedy at temperature 0; at most `rows` answers are decoded at a time; label: of the
+    progress bar; embed: texts -> vectors of unit length, for the semantic similarity.
+
+    Returns {"summary": Summary, "groups": one list of categories an image (None = malformed, judge errors
+    left out), "records": one dict an image, "unreadable": a line for each image that can't be read}.
+    """
+    batches = answer_in_batches(policy, judge, examples, question, n, temperature, max_new_tokens, seed, rows,
+                                label, embed)
+    tally = Tally()
+    records = []
+    for batch in batches:
+        for record in batch:
+            tally.add(record)
+            if "unreadable" not in record:
+                records.append(record)
+
+    groups = []
+    for group, verdicts in zip(tally.groups, tally.verdicts()):
+        if group:  # empty where the image can't be read: it was never answered
+            groups.append(verdicts)
+    return {"summary": tally.summary(), "groups": groups, "records": records, "unreadable": tally.unreadable}
+
+
+def answer_in_batches(policy: Policy, judge: Judge, examples: list[data.Example], question: str, n: int = 1,
+                      temperature: float = 0.0, max_new_tokens: int = 512, seed: int = 0, rows: int = 256,
+                      label: str = "evaluate", embed=None, first: int = 0) -> Iterator[list[dict]]:
+    """Yields lists of records, one an image, in the order of the examples from number `first` on: a batch of
+    at most `rows` answers (but one image at least) at a time. The other arguments are evaluate's."""
+    images_per_batch = max(1, rows // n)
+    answer = partial(sample, policy, question=question, n=n, seed=seed, stream="evaluate",
+                     temperature=temperature, max_new_tokens=max_new_tokens, max_rows=rows)
+
+    with tqdm(total=len(examples), initial=first, desc=label, unit="image", leave=False) as progress:
+        while first < len(examples):
+            # A batch ends where it would have, had all begun with the first image. So a command that goes on
+            # decodes the same images together, and rounding gives the same answers.
+            end = (first // images_per_batch + 1) * images_per_batch
+            batch = examples[first:end]
+            yield answer_batch(batch, answer, judge, embed)
+            first += len(batch)
+            progress.update(len(batch))
+
+
+def answer_batch(batch: list[data.Example], answer, judge: Judge, embed) -> list[dict]:
+    """A batch's records, one an image. answer(images, ids) -> groups, one an image.
+
+    The groups hold their prompts' embeddings on the GPU. They end with this function, before the next batch
+    needs the room.
+    """
+    # rollout: n answers to each image that can be read; `sample` takes no empty list
+    readable, images, unreadable = data.read_images(batch)
+    groups = []
+    if images:
+        groups = answer(images, [example.id for example in readable])
+
+    # judge: a category for each answer
+    truths = [example.label for example in readable]
+    judged = judge_groups(judge, truths, [group.answers for group in groups])
+
+    # a record for each image, in the order of the batch, in which the lines of `unreadable` stand too
+    records_by_id = {}
+    for example, group, categories in zip(readable, groups, judged):
+        records_by_id[example.id] = answer_record(example, group, categories, embed)
+    lines = iter(unreadable)
+    records = []
+    for example in batch:
+        if example.id in records_by_id:
+            records.append(records_by_id[example.id])
+        else:
+            records.append({"id": example.id, "unreadable": next(lines)})
+    return records
+
+
+def answer_record(example: data.Example, group: Group, categories: list, embed) -> dict:
+    """What is kept of an image's answers: the words, and scores that need no judge, a number an answer."""
+    scores = {"text_inclusion": [], "thought_not_said": []}
+    for text, answer in zip(group.texts, group.answers):
+        scores["text_inclusion"].append(int(text_inclusion(example.label, answer)))
+        scores["thought_not_said"].append(int(thought_not_said(example.label, text, answer)))
+    if embed is not None:
+        scores["semantic_similarity"] = similarity(embed, example.label, group.answers)
+    return {
+        "id": example.id,
+        "domain": example.domain,
+        "truth": example.label,
+        "texts": group.texts,
+        "answers": group.answers,
+        "categories": [category_name(category) for category in categories],
+        "scores": scores,
+    }
 
 
 def thought_not_said(truth: str, text: str, answer: str | None) -> bool:
@@ -75,110 +164,75 @@ def thought_not_said(truth: str, text: str, answer: str | None) -> bool:
     not: normalised, as whole words."""
     if answer is None:
         return False
+    # Answers are cut out, but not those inside a closed <think> block: parse_answer reads none there.
     reasoning = re.sub(r"(<think>.*?</think>)|<answer>.*?</answer>", r"\1 ", text, flags=re.DOTALL)
-    name, thought, said = (f" {normalize_label(t)} " for t in (truth, reasoning, answer))
+
+    # Spaces around them make whole words of what is compared.
+    name = f" {normalize_label(truth)} "
+    thought = f" {normalize_label(reasoning)} "
+    said = f" {normalize_label(answer)} "
     return name in thought and name not in said
 
 
-def load_embedder(name: str, device="cpu"):
-    """Texts -> (len, D) float32 of unit length, as sentence-transformers' all-MiniLM-L6-v2 makes them: the
-    mean over a text's tokens, at most 256. name: any encoder's folder or hub name. Raises OSError."""
-    @torch.inference_mode()
-    def embed(texts: list[str]) -> torch.Tensor:
-        rows = []
-        for i in range(0, len(texts), 256):
-            batch = tokenizer(texts[i:i + 256], padding=True, truncation=True, max_length=longest,
-                              return_tensors="pt").to(device)
-            mask = batch["attention_mask"][..., None]
-            mean = (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
-            rows.append(torch.nn.functional.normalize(mean, dim=-1))
-        return torch.cat(rows)
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModel.from_pretrained(name, dtype=torch.float32).to(device).eval()
-        longest = min(256, getattr(model.config, "max_position_embeddings", 256))
-        embed(["a", "a longer text"])
-    except Exception as e:  # whatever is wrong with a model that is no encoder of texts
-        raise OSError(f"cannot load the embedder {name!r}: {first_line(e)}") from None
-    return embed
-
-
-def answered(policy, judge: Judge, examples: list[data.Example], question: str, n: int = 1,
-             temperature: float = 0.0, max_new_tokens: int = 512, seed: int = 0, rows: int = 256,
-             label: str = "evaluate", embed=None, first: int = 0):
-    """N answers an image, greedy at temperature 0, judged: yields lists of records, one an image in the order
-    of the examples from number `first` on, a batch of at most `rows` answers at a time."""
-    def records(batch: list[data.Example]) -> list[dict]:
-        read, rollouts, bad = ask(policy, batch, question, n=n, temperature=temperature,
-                                  max_new_tokens=max_new_tokens, seed=seed, stream="evaluate", max_rows=rows)
-        judged = judge_groups(judge, [e.label for e in read], [g.answers for g in rollouts])
-        made, bad = {}, iter(bad)
-        for e, group, categories in zip(read, rollouts, judged):
-            scores = {"text_inclusion": [int(text_inclusion(e.label, a)) for a in group.answers],
-                      "thought_not_said": [int(thought_not_said(e.label, t, a))
-                                           for t, a in zip(group.texts, group.answers)]}
-            if embed:
-                scores["semantic_similarity"] = similarity(embed, e.label, group.answers)
-            made[e.id] = {"id": e.id, "domain": e.domain, "truth": e.label, "texts": group.texts,
-                          "answers": group.answers, "categories": [category_name(c) for c in categories],
-                          "scores": scores}
-        return [made.get(e.id) or {"id": e.id, "unreadable": next(bad)} for e in batch]
-
-    size = max(1, rows // n)
-    with tqdm(total=len(examples), initial=first, desc=label, unit="image", leave=False) as progress:
-        while first < len(examples):
-            batch = examples[first:(first // size + 1) * size]  # the same batches wherever it starts
-            yield records(batch)
-            first += len(batch)
-            progress.update(len(batch))
-
-
-def evaluate(*args, **kwargs) -> dict:
-    """All that `answered` yields for these arguments, in memory. Returns {"summary": Summary, "groups": one
-    list of categories an image (None = malformed, judge errors left out), "records": one dict an image,
-    "unreadable": lines}."""
-    tally, records = Tally(), []
-    for record in (record for batch in answered(*args, **kwargs) for record in batch):
-        tally.add(record)
-        records += [record] if "answers" in record else []
-    groups = [judged for group, judged in zip(tally.groups, tally.verdicts()) if group]
-    return {"summary": tally.summary(), "groups": groups, "records": records, "unreadable": tally.unreadable}
-
-
-def before_and_after(policy, judge: Judge, tests: dict[str, list], question: str, max_new_tokens: int,
+def before_and_after(policy: Policy, judge: Judge, tests: dict[str, list], question: str, max_new_tokens: int,
                      seed: int, most_errors: float = 1.0, rows: int = 256) -> dict:
-    """Every test set, greedy and one sample at temperature 1, with the adapters off (the model as it came)
-    and on. Every process answers its own share of the images."""
+    """What training changed: every test set, greedy and with one sample at temperature 1, with the adapters
+    off (the model as it came) and on. Of several processes each answers its own share of the images.
+
+    tests: name -> Examples. Returns {"greedy" or "temperature 1": {name: {"before" or "after": figures}}}.
+    Raises JudgeFailed where more than the share most_errors of a set's answers has no verdict.
+    """
     results = {}
     for when in ("before", "after"):
-        for how, temperature in (("greedy", 0.0), ("temperature 1", 1.0)):
-            for name, examples in tests.items():
-                with adapters_off(policy.model) if when == "before" else nullcontext():
+        adapters = adapters_off(policy.model) if when == "before" else nullcontext()
+        with adapters:
+            for how, temperature in (("greedy", 0.0), ("temperature 1", 1.0)):
+                for name, examples in tests.items():
                     own = evaluate(policy, judge, share(examples), question, 1, temperature, max_new_tokens,
-                                   seed, rows, f"{when} {name}")
-                s = merge(gather([own["summary"]]))
-                trust(judge, s.judge_errors, s.n + s.judge_errors, most_errors, f"answers to {name}")
-                results.setdefault(how, {}).setdefault(name, {})[when] = s.to_json()
+                                   seed, rows, label=f"{when} {name}")
+                    summary = merge(gather([own["summary"]]))
+                    answers = summary.n + summary.judge_errors
+                    trust(judge, summary.judge_errors, answers, most_errors, f"answers to {name}")
+                    results.setdefault(how, {}).setdefault(name, {})[when] = summary.to_json()
     return results
 
 
-def answer_pictures(policy, paths: list[str], question: str, n: int, temperature: float, **kwargs) -> None:
-    """Prints the greedy answer to each picture, then N sampled ones."""
-    examples = [data.Example(path, "", "", lambda path=path: data.read_image(path)) for path in paths]
-    read, greedy, bad = ask(policy, examples, question, n=1, temperature=0.0, **kwargs)
-    sampled = [None] * len(read)
-    if n > 1:
-        sampled = ask(policy, read, question, n=n, temperature=temperature, **kwargs)[1]
-    for example, one, many in zip(read, greedy, sampled):
-        print(f"{example.id}\n  greedy   {one.answers[0] or '(no answer)'}\n           {one.texts[0]}")
-        if many is not None:
-            for answer in sorted(set(many.answers), key=lambda a: -many.answers.count(a)):
-                print(f"  {many.answers.count(answer)} of {n:<4}{answer or '(no answer)'}")
-    for line in bad:
+# ------------------------------------------------------------------------------------------------------------
+# One's own pictures
+
+
+def answer_pictures(policy: Policy, paths: list[str], question: str, n: int, temperature: float,
+                    max_new_tokens: int, seed: int) -> None:
+    """Prints the greedy answer to each picture, then, for n > 1, what n sampled answers say, the most
+    frequent first. Raises OSError where none of the pictures can be read."""
+    examples = [data.Example(path, "", "", partial(data.read_image, path)) for path in paths]
+    readable, images, unreadable = data.read_images(examples)
+    ids = [example.id for example in readable]
+    if images:
+        greedy = sample(policy, images, ids, question, n=1, temperature=0.0, max_new_tokens=max_new_tokens,
+                        seed=seed)
+        sampled = [None] * len(images)
+        if n > 1:
+            sampled = sample(policy, images, ids, question, n=n, temperature=temperature,
+                             max_new_tokens=max_new_tokens, seed=seed)
+        for path, one, many in zip(ids, greedy, sampled):
+            print_answers(path, one, many)
+
+    for line in unreadable:
         print(line, file=sys.stderr)
-    if not read:
+    if not images:
         raise OSError("none of the pictures could be read")
+
+
+def print_answers(path: str, greedy: Group, sampled: Group | None) -> None:
+    """One picture's block: the greedy answer with its reasoning, and how often each sampled answer came."""
+    print(path)
+    print(f"  greedy   {greedy.answers[0] or '(no answer)'}")
+    print(f"           {greedy.texts[0]}")
+    if sampled is not None:
+        n = len(sampled.answers)
+        for answer, count in Counter(sampled.answers).most_common():
+            print(f"  {count} of {n:<4}{answer or '(no answer)'}")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -186,10 +240,11 @@ def answer_pictures(policy, paths: list[str], question: str, n: int, temperature
 
 
 def parser() -> argparse.ArgumentParser:
+    """The options; what None stands for is decided in resolve."""
     p = argparse.ArgumentParser(usage="%(prog)s [options]; --help lists them", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--data", default=",".join(TOY_SETS), help="datasets, comma between them (default: the "
-                                                              "embedded world's four)")
+    p.add_argument("--data", default=",".join(TOY_SETS),
+                   help="datasets, comma between them (default: the embedded world's four)")
     p.add_argument("--root", help="folder of the datasets (default: data)")
     p.add_argument("--split", default="test", choices=("train", "val", "test"))
     p.add_argument("--protocol", default="official", choices=("official", "coop"), help="whose splits")
@@ -199,8 +254,9 @@ def parser() -> argparse.ArgumentParser:
                                    f"else toy for the embedded world, {MODEL} otherwise)")
     p.add_argument("--adapter", nargs="+", default=["none"], metavar="DIR",
                    help="adapters or runs, compared with the first; none = the base (default)")
-    p.add_argument("--prompt", default="base", help=f"the question: {', '.join(PROMPTS)}; in the "
-                   f"embedded world {', '.join(captions.PROMPTS)} (default: base)")
+    p.add_argument("--prompt", default="base",
+                   help=f"the question: {', '.join(PROMPTS)}; in the embedded world "
+                        f"{', '.join(captions.PROMPTS)} (default: base)")
     p.add_argument("--n", type=int, default=1,
                    help="answers an image (default: 1); above 1 with the best of 1, 2, 4, ...")
     p.add_argument("--temperature", type=float, help="default: 0 (greedy) for n = 1, else 1")
@@ -208,154 +264,287 @@ def parser() -> argparse.ArgumentParser:
                                    f"for the embedded world, else {JUDGE})")
     add_arguments(p)
     p.add_argument("--judge-cache", default=VERDICTS, help="file of remembered verdicts, or none")
-    p.add_argument("--embedder", help="encoder of texts, folder or hub name: adds semantic similarity "
-                                      "(the literature's: sentence-transformers/all-MiniLM-L6-v2)")
+    p.add_argument("--embedder",
+                   help="encoder of texts, folder or hub name: adds semantic similarity "
+                        "(the literature's: sentence-transformers/all-MiniLM-L6-v2)")
     p.add_argument("--max-new-tokens", type=int, help="default: 512, for the embedded world 16")
-    p.add_argument("--max-pixels", type=int, help="larger images are scaled down (default: 512 x 28 x 28; "
-                                                  "none in the embedded world)")
+    p.add_argument("--max-pixels", type=int,
+                   help="larger images are scaled down (default: 512 x 28 x 28; none in the embedded world)")
     p.add_argument("--rows", type=int, default=256, help="answers decoded at a time (default: 256; memory)")
     p.add_argument("--seed", type=int, default=0, help="of sampled answers and of the model toy (default: 0)")
-    p.add_argument("--out", metavar="FILE.json", help="write the figures there, the answers to FILE.jsonl, "
-                   "from which the same command goes on after a kill (--rows may differ)")
+    p.add_argument("--out", metavar="FILE.json",
+                   help="write the figures there, the answers to FILE.jsonl, from which the same command "
+                        "goes on after a kill (--rows may differ)")
     return p
 
 
-def weights_of(adapter: str) -> str:
-    """A hash of an adapter's weights: answers of another training are others."""
-    return hashlib.sha256((Path(adapter) / "adapter_model.safetensors").read_bytes()).hexdigest()[:16]
+@dataclass
+class Command:
+    """What the command line's options come to, where they leave something open or depend on each other."""
+    adapters: list[str]             # folders; "none" is the base
+    weights: list[str | None]       # a hash of each adapter's weights, None for the base
+    model: str                      # folder or hub name of the checkpoint, or toy
+    judge: str
+    question: str                   # the text of the prompt
+    temperature: float              # 0 is greedy
+    max_new_tokens: int
+    max_pixels: int | None          # None: images as they are
+
+
+def check_options(args) -> None:
+    """Raises ValueError for an option that can't be, alone or beside the others."""
+    # numbers
+    for name in ("n", "rows", "max_new_tokens", "max_pixels"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if args.temperature is not None and not 0 <= args.temperature < math.inf:
+        raise ValueError(f"--temperature must be 0 or more, got {args.temperature}")
+
+    # where the figures go: nothing of somebody else's is overwritten
+    if args.out:
+        if Path(args.out).is_dir() or args.out.endswith(".jsonl"):
+            raise ValueError(f"--out names the figures' JSON file (the answers go beside it), got {args.out}")
+        if Path(args.out).exists() and not answers_file(args.out).exists():
+            raise ValueError(f"{args.out} holds something else: give another --out")
+
+    # options that would do nothing
+    if args.image:
+        idle = [f"--{name}" for name in ("out", "limit", "embedder") if getattr(args, name)]
+        if idle:
+            raise ValueError(f"--image only prints answers: {' and '.join(idle)} need --data")
+
+
+def resolve(args) -> Command:
+    """Decides what the options leave open. Raises ValueError or OSError for what does not go together."""
+    names = [] if args.image else args.data.split(",")
+    adapters = [adapter_folder(name) for name in args.adapter]
+    refuse_repeats("--data", names)
+    refuse_repeats("--adapter", adapters)
+
+    # model: the adapters' base, unless another is named
+    bases = base_models(adapters)
+    weights = [None if adapter == "none" else weights_hash(adapter) for adapter in adapters]
+    model = choose_model(args.model, bases, names)
+
+    # question: the embedded world's policy has a vocabulary, and so prompts, of its own
+    toy = is_toy(names) if names else is_toy_model(model)
+    question = question_for(args.prompt, ["toy"] if toy else ["real"])
+
+    # decoding: greedy, unless there are several answers an image
+    temperature = args.temperature
+    if temperature is None:
+        temperature = 1.0 if args.n > 1 else 0.0
+    if args.n > 1 and temperature == 0:
+        raise ValueError("n > 1 greedy answers to one image are all the same: give a temperature")
+
+    defaults = TOY_DEFAULTS if toy else DEFAULTS
+    return Command(
+        adapters=adapters,
+        weights=weights,
+        model=model,
+        judge=args.judge or defaults["judge"],
+        question=question,
+        temperature=temperature,
+        max_new_tokens=args.max_new_tokens or defaults["max_new_tokens"],
+        max_pixels=args.max_pixels or defaults["max_pixels"],
+    )
+
+
+def refuse_repeats(flag: str, values: list[str]) -> None:
+    """Raises ValueError where a list on the command line names one thing twice."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"{flag} names one thing twice: {' '.join(values)}")
+
+
+def answer_arguments(args, command: Command) -> dict:
+    """All that the answers depend on, as the files of --out say it: another command's answers are refused.
+    Left out is what only says where they go, how many are decoded at a time, and how a judge is reached."""
+    arguments = dict(vars(args))
+    for name in ("image", "out", "rows", "judge_cache", "judge_key_file"):
+        del arguments[name]
+    arguments["adapter"] = command.adapters
+    arguments["model"] = command.model
+    arguments["judge"] = command.judge
+    arguments["question"] = command.question
+    arguments["max_pixels"] = command.max_pixels
+    arguments["temperature"] = command.temperature
+    arguments["max_new_tokens"] = command.max_new_tokens
+    arguments["weights"] = command.weights
+    return arguments
+
+
+def open_policy(args, command: Command, adapter: str) -> Policy:
+    """The command's model with one of its adapters."""
+    folder = None if adapter == "none" else adapter
+    return load_policy(command.model, args.seed, adapter=folder, max_pixels=command.max_pixels)
+
+
+def load_datasets(args) -> dict[str, list[data.Example]]:
+    """Name -> Examples. Raises ValueError for one that is unknown or broken, or where two share an image;
+    FileNotFoundError for one that is not there."""
+    datasets = {}
+    for name in args.data.split(","):
+        datasets[name] = data.load(name, args.split, args.root, args.limit, protocol=args.protocol)
+    ids = []
+    for examples in datasets.values():
+        ids += [example.id for example in examples]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"--data {args.data} holds an image twice")
+    return datasets
+
+
+def answer_datasets(args, command: Command, datasets: dict[str, list[data.Example]]) -> dict:
+    """Every adapter's answers to every dataset: adapter -> dataset's name -> Tally. What the same command
+    wrote before is taken up, the rest is answered, judged and, with --out, kept."""
+    tallies = {}
+    for adapter in command.adapters:
+        tallies[adapter] = {name: Tally() for name in datasets}
+
+    # what is stored
+    arguments = answer_arguments(args, command)
+    file = answers_file(args.out) if args.out else None
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        for adapter, name, record in stored_answers(file, arguments, command.adapters, datasets):
+            tallies[adapter][name].add(record)
+
+    # the rest, adapter by adapter; where nothing is left to answer, not even the model is loaded
+    judge = None
+    embed = None
+    for adapter in command.adapters:
+        policy = None  # lets go of the last adapter's: two would not fit in the memory
+        for name, examples in datasets.items():
+            tally = tallies[adapter][name]
+            done = len(tally.groups)
+            if done == len(examples):
+                continue
+            if policy is None:
+                policy = open_policy(args, command, adapter)
+            if judge is None:
+                judge = load_judge(command.judge, args, policy.device)
+                if args.embedder:
+                    embed = load_embedder(args.embedder, policy.device)
+
+            batches = answer_in_batches(policy, judge, examples, command.question, args.n,
+                                        command.temperature, command.max_new_tokens, args.seed, args.rows,
+                                        label=f"{adapter} {name}", embed=embed, first=done)
+            for records in trusted_batches(batches, judge, len(examples) - done):
+                if file is not None:
+                    append_answers(file, arguments, adapter, name, records)
+                for record in records:
+                    tally.add(record)
+    return tallies
+
+
+def trusted_batches(batches: Iterable[list[dict]], judge: Judge, images: int) -> Iterator[list[dict]]:
+    """Passes batches of records on, together `images` of them, as long as the judge can be trusted.
+
+    Records with judge errors are held back until there are verdicts enough to tell a few errors from a judge
+    that is gone. Raises JudgeFailed in the second case: what was held back is no result, and is not kept.
+    """
+    held = []
+    for batch in batches:
+        held += batch
+        images -= len(batch)
+
+        # how many of the held answers have a verdict; a malformed one needs none
+        verdicts = []
+        for record in held:
+            verdicts += record.get("categories", [])
+        errors = verdicts.count(JUDGE_ERROR)
+
+        # With the last image there won't be more to go by.
+        if errors > 0 and len(verdicts) < ENOUGH_VERDICTS and images > 0:
+            continue
+        trust(judge, errors, len(verdicts), MOST_JUDGE_ERRORS, "answers")
+        yield held
+        held = []
+
+
+def table_rows(tallies: dict[str, dict[str, Tally]], n: int) -> dict[str, dict[str, dict]]:
+    """Adapter -> dataset or mean -> its row of the table, with the difference to the first adapter's."""
+    first_adapter = next(iter(tallies))
+    first = tallies[first_adapter]
+
+    # Without a verdict from every adapter a dataset has its own row, but enters no mean.
+    measurable = []
+    for name in first:
+        if all(by_name[name].summary().n > 0 for by_name in tallies.values()):
+            measurable.append(name)
+    members = {name: [name] for name in first} | means_over(measurable)
+
+    # The first adapter has nothing that it could be compared with.
+    results = {}
+    for adapter, by_name in tallies.items():
+        results[adapter] = {}
+        for row, names in members.items():
+            own = [by_name[name] for name in names]
+            others = [] if adapter == first_adapter else [first[name] for name in names]
+            results[adapter][row] = {"datasets": names} | measured(own, others, n)
+    return results
+
+
+def print_results(args, command: Command, results: dict[str, dict[str, dict]]) -> None:
+    """The table; and, on the error output, the first ten of the images that could not be read."""
+    if command.temperature > 0:
+        how = f"{args.n} samples at temperature {command.temperature}"
+    else:
+        how = "greedy"
+    print(f"{command.model}, prompt {args.prompt!r}, {how}, judge {command.judge}, {args.split} images")
+    print()
+    print(table(dict(zip(titles(command.adapters), results.values()))))
+
+    unreadable = {}  # as keys, so that an image is named once, however many adapters met it
+    for rows in results.values():
+        for row in rows.values():
+            unreadable |= dict.fromkeys(row["unreadable"])
+    for line in list(unreadable)[:10]:
+        print(line, file=sys.stderr)
 
 
 def titles(adapters: list[str]) -> list[str]:
     """Short names: "base", the run's folder, or the whole path where two runs' folders have one name."""
-    names = ["base" if a == "none" else Path(a.removesuffix("/").removesuffix("/adapter")).name
-             for a in adapters]
-    return [name if names.count(name) == 1 else a for name, a in zip(names, adapters)]
-
-
-def measure(args, load, question: str, judge_name: str, settings: dict, told: dict) -> dict:
-    """Answers to all datasets with every adapter. load(adapter) -> its policy; told: all that the answers
-    depend on. Returns adapter -> dataset or mean -> its row of the table."""
-    sets = {name: data.load(name, args.split, args.root, args.limit, protocol=args.protocol)
-            for name in args.data.split(",")}
-    if len({e.id for examples in sets.values() for e in examples}) < sum(map(len, sets.values())):
-        raise ValueError(f"--data {args.data} holds an image twice")
-    file = answers_file(args.out) if args.out else None
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    before = written(file, told) if file else iter(())
-    judge = embed = None
-    tallies = {adapter: {name: Tally() for name in sets} for adapter in args.adapter}
-    for adapter in args.adapter:
-        policy = None  # two would not fit in the memory
-        for name, examples in sets.items():
-            tally, place = tallies[adapter][name], {"adapter": adapter, "data": name}
-            for example, record in zip(examples, before):
-                if record | place | {"id": example.id} != record:
-                    raise ValueError(f"{file} goes on with {record['id']}, the data with {example.id}: "
-                                     "they have changed, give another --out")
-                tally.add(record)
-            if len(tally.groups) == len(examples):
-                continue
-            policy = policy or load(adapter)
-            judge = judge or load_judge(judge_name, args, policy.device)
-            embed = embed or (load_embedder(args.embedder, policy.device) if args.embedder else None)
-            new = []  # with errors in it kept back until there are verdicts enough to judge the judge
-            for records in answered(policy, judge, examples, question, args.n, **settings, seed=args.seed,
-                                    rows=args.rows, label=f"{adapter} {name}", embed=embed,
-                                    first=len(tally.groups)):
-                new += records
-                verdicts = [c for r in new for c in r.get("categories", ())]
-                errors, left = verdicts.count(JUDGE_ERROR), len(examples) - len(tally.groups) - len(new)
-                if errors and left and len(verdicts) < 16:
-                    continue
-                trust(judge, errors, len(verdicts), 0.5, "answers")
-                if file:  # whose first line says what these are answers to
-                    head = [] if file.exists() and file.stat().st_size else [{"arguments": told}]
-                    append(file, head + [place | r for r in new])
-                for record in new:
-                    tally.add(record)
-                new = []
-    if next(before, None):
-        raise ValueError(f"{file} holds more answers than there are images: give another --out")
-    measurable = [name for name in sets if all(of[name].summary().n for of in tallies.values())]
-    rows, results = {name: [name] for name in sets} | means_over(measurable), {}
-    for adapter, of in tallies.items():
-        first = tallies[args.adapter[0]] if results else {}
-        results[adapter] = {row: {"datasets": names} | measured(
-            [of[name] for name in names], [first[name] for name in names if first], args.n)
-            for row, names in rows.items()}
-    return results
+    names = []
+    for adapter in adapters:
+        folder = adapter.removesuffix("/").removesuffix("/adapter")
+        names.append("base" if adapter == "none" else Path(folder).name)
+    return [name if names.count(name) == 1 else adapter for name, adapter in zip(names, adapters)]
 
 
 def run(args) -> None:
-    for name in ("n", "rows", "max_new_tokens", "max_pixels"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    if args.temperature is not None and not 0 <= args.temperature < math.inf:
-        raise ValueError(f"--temperature must be 0 or more, got {args.temperature}")
-    if args.out and (Path(args.out).is_dir() or args.out.endswith(".jsonl")):
-        raise ValueError(f"--out names the figures' JSON file (the answers go beside it), got {args.out}")
-    if args.out and Path(args.out).exists() and not answers_file(args.out).exists():
-        raise ValueError(f"{args.out} holds something else: give another --out")
-    unused = [f"--{name}" for name in ("out", "limit", "embedder") if args.image and getattr(args, name)]
-    if unused:
-        raise ValueError(f"--image only prints answers: {' and '.join(unused)} need --data")
-    args.adapter = [a if a == "none" or not (Path(a) / "adapter").is_dir() else str(Path(a) / "adapter")
-                    for a in args.adapter]  # a run's folder will do
-    names = [] if args.image else args.data.split(",")
-    for flag, values in (("--data", names), ("--adapter", args.adapter)):
-        if len(set(values)) < len(values):
-            raise ValueError(f"{flag} names one thing twice: {' '.join(values)}")
-    configs = [adapter_config(a) if a != "none" else {} for a in args.adapter]
-    weights = [weights_of(a) if a != "none" else None for a in args.adapter]
-    bases = sorted({c.get("base_model_name_or_path") for c in configs} - {None, ""})
-    if len(bases) > 1 and not args.model:
-        raise ValueError(f"these adapters have different bases, --model must say which: {', '.join(bases)}")
-    model = args.model or (bases[0] if bases else "toy" if names and is_toy(names) else MODEL)
-    # the embedded world's policy has a vocabulary, and so prompts, of its own
-    toys = is_toy(names) if names else model == "toy" or Path(model).name.startswith("toy-base-seed")
-    temperature = (1.0 if args.n > 1 else 0.0) if args.temperature is None else args.temperature
-    question = question_for(args.prompt, ["toy"] if toys else ["real"])
-    if args.n > 1 and temperature == 0:
-        raise ValueError("n > 1 greedy answers to one image are all the same: give a temperature")
-    settings = {"temperature": temperature, "max_new_tokens": args.max_new_tokens or (16 if toys else 512)}
-    max_pixels = args.max_pixels or (None if toys else 512 * 28 * 28)
-
-    def load(adapter: str):
-        return load_policy(model, args.seed, adapter=None if adapter == "none" else adapter,
-                           max_pixels=max_pixels)
+    """The command: raises what main makes one line of."""
+    check_options(args)
+    command = resolve(args)
 
     if args.image:
-        for adapter, title in zip(args.adapter, titles(args.adapter)):
-            print(f"{model}, {title}:")
-            answer_pictures(load(adapter), args.image, question, args.n, seed=args.seed, **settings)
+        for adapter, title in zip(command.adapters, titles(command.adapters)):
+            print(f"{command.model}, {title}:")
+            answer_pictures(open_policy(args, command, adapter), args.image, command.question, args.n,
+                            command.temperature, command.max_new_tokens, args.seed)
         return
-    judge = args.judge or ("taxonomy" if toys else JUDGE)
-    told = {k: v for k, v in vars(args).items()
-            if k not in ("image", "out", "rows", "judge_cache", "judge_key_file")}
-    told |= {"model": model, "judge": judge, "question": question, "max_pixels": max_pixels, **settings,
-             "weights": weights}
-    results = measure(args, load, question, judge, settings, told)
+
+    datasets = load_datasets(args)
+    tallies = answer_datasets(args, command, datasets)
+    results = table_rows(tallies, args.n)
     if args.out:
-        write_json(args.out, {"arguments": told, "results": results})
-    how = f"{args.n} samples at temperature {temperature}" if temperature else "greedy"
-    print(f"{model}, prompt {args.prompt!r}, {how}, judge {judge}, {args.split} images\n\n"
-          + table(dict(zip(titles(args.adapter), results.values()))))
-    rows = [row for rows in results.values() for row in rows.values()]
-    for line in list(dict.fromkeys(line for row in rows for line in row["unreadable"]))[:10]:
-        print(line, file=sys.stderr)
+        write_json(args.out, {"arguments": answer_arguments(args, command), "results": results})
+    print_results(args, command, results)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
         run(args)
-    except ValueError as e:
-        sys.exit(f"evaluate.py: {first_line(e)}")
-    except (OSError, KeyboardInterrupt, JudgeFailed, torch.cuda.OutOfMemoryError) as e:
-        why = "stopped" if isinstance(e, KeyboardInterrupt) else first_line(e)
-        # an OSError may be a mistake in this command, unless it came as far as to write
-        if args.out and not args.image and (answers_file(args.out).exists() or not isinstance(e, OSError)):
+    except ValueError as error:
+        sys.exit(f"evaluate.py: {first_line(error)}")
+    except (OSError, KeyboardInterrupt, JudgeFailed, torch.cuda.OutOfMemoryError) as error:
+        why = "stopped" if isinstance(error, KeyboardInterrupt) else first_line(error)
+        goes_on = args.out and not args.image
+        if goes_on and isinstance(error, OSError):
+            # It may be a mistake in this command, unless it came as far as to write.
+            goes_on = answers_file(args.out).exists()
+        if goes_on:
             why += "; what is written stands, the same command goes on"
         sys.exit(f"evaluate.py: {why}")
 

@@ -530,6 +530,15 @@ def judge_groups(judge: Judge, truths: Sequence[str], groups: Sequence[Sequence[
     return judged
 
 
+def category_name(category) -> str:
+    """What stands in a judged group as text: a category's label, "malformed" or "judge error"."""
+    if category is None:
+        return "malformed"
+    if isinstance(category, Category):
+        return category.label
+    return category  # JUDGE_ERROR is text already
+
+
 # ------------------------------------------------------------------------------------------------------------
 # What a language model is asked
 

@@ -1,4 +1,9 @@
-"""Opens what a command line names: a policy, a judge, a question; and ends a run whose judge is gone."""
+"""Opens what a command line names: the policy, the judge, the question.
+
+As a library: `policy = load_policy("toy")`, `question = question_for("base", ["toy-bird"])`. train.py and
+evaluate.py open things here, and so agree on the names, the defaults, and what belongs to the embedded world.
+`trust` ends either of them where the judge they opened is gone.
+"""
 
 from pathlib import Path
 
@@ -7,21 +12,61 @@ import torch
 import policy as policies
 from judge import Judge, open_judge
 from judges.taxonomy import TaxonomyJudge
-from lora import load_adapter
+from lora import adapter_config, load_adapter
 from rollout import PROMPTS
 from toy import base_policy, captions, world
 
-MODEL, JUDGE = "Qwen/Qwen2.5-VL-7B-Instruct", "Qwen/Qwen3-4B-Instruct-2507"
-VERDICTS = "~/.cache/speciarl/verdicts.sqlite"
+MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"              # the paper's policy
+JUDGE = "Qwen/Qwen3-4B-Instruct-2507"              # a judge that fits beside it on one GPU
+VERDICTS = "~/.cache/speciarl/verdicts.sqlite"     # where judges remember what they said
 TOY_SETS = [f"toy-{domain}" for domain in world.DOMAINS]
 
 
 def is_toy(names: list[str]) -> bool:
+    """Whether all these datasets are the embedded world's."""
     return all(name == "toy" or name.startswith("toy-") for name in names)
 
 
+def is_toy_model(model: str) -> bool:
+    """Whether a checkpoint is the embedded world's base policy, by its name or the folder it is kept in."""
+    return model == "toy" or Path(model).name.startswith("toy-base-seed")
+
+
+def adapter_folder(name: str) -> str:
+    """The folder of an adapter: a run's folder stands for the adapter in it. "none", the base, stays."""
+    inside = Path(name) / "adapter"
+    if name != "none" and inside.is_dir():
+        return str(inside)
+    return name
+
+
+def base_models(adapters: list[str]) -> list[str]:
+    """The checkpoints that the adapters were trained on, each once, as far as they say. Raises OSError where
+    an adapter is not there, ValueError where it is broken."""
+    configs = [adapter_config(adapter) for adapter in adapters if adapter != "none"]
+    bases = {config.get("base_model_name_or_path") for config in configs}
+    return sorted(bases - {None, ""})
+
+
+def choose_model(named: str | None, bases: list[str], datasets: list[str]) -> str:
+    """The checkpoint to evaluate: the one that is named, the adapters' base, or what suits the datasets (none
+    where pictures are answered). Raises ValueError where the adapters have different bases."""
+    if named:
+        return named
+    if len(bases) > 1:
+        raise ValueError(f"these adapters have different bases, --model must say which: {', '.join(bases)}")
+    if bases:
+        return bases[0]
+    if datasets and is_toy(datasets):
+        return "toy"
+    return MODEL
+
+
 def question_for(prompt: str, names: list[str]) -> str:
-    """The question's text; the embedded world's policy knows a few words only and has its own wording."""
+    """The text of a named question, for these datasets. Raises ValueError for an unknown name.
+
+    The embedded world's policy knows a few words only and has its own wording.
+    """
     prompts = captions.PROMPTS if is_toy(names) else PROMPTS
     if prompt not in prompts:
         raise ValueError(f"unknown prompt {prompt!r}: choose one of {', '.join(prompts)}")
@@ -29,11 +74,16 @@ def question_for(prompt: str, names: list[str]) -> str:
 
 
 def load_judge(name: str, options, device) -> Judge:
-    """"taxonomy" (the embedded world's tree), or what judge.open_judge knows. options: the command line's
-    judge_... settings."""
+    """"taxonomy" (the embedded world's tree), or what judge.open_judge knows.
+
+    options: anything with the command line's judge_model, judge_prompt, judge_key_file and judge_cache (a
+    file, or "none"). Raises ValueError or OSError.
+    """
     if name == "taxonomy":
         return TaxonomyJudge(world.parents())
-    cache = None if options.judge_cache == "none" else Path(options.judge_cache).expanduser()
+    cache = None
+    if options.judge_cache != "none":
+        cache = Path(options.judge_cache).expanduser()
     return open_judge(name, options.judge_model, options.judge_prompt, options.judge_key_file, cache, device)
 
 
@@ -42,22 +92,34 @@ class JudgeFailed(Exception):
 
 
 def trust(judge: Judge, failed: int, total: int, most: float, what: str) -> None:
-    """Raises JudgeFailed where more than the share `most` has no verdict."""
-    if failed > most * total:
-        why = getattr(judge, "last_error", "")
-        raise JudgeFailed(f"the judge failed on {failed} of {total} {what}" + (f" ({why})" if why else ""))
+    """Raises JudgeFailed where more than the share `most` of `total` things judged has no verdict."""
+    if failed <= most * total:
+        return
+    message = f"the judge failed on {failed} of {total} {what}"
+    why = getattr(judge, "last_error", "")
+    if why:
+        message += f" ({why})"
+    raise JudgeFailed(message)
 
 
 def load_policy(name: str, seed: int = 0, adapter=None, max_pixels: int | None = None) -> policies.Policy:
-    """"toy" (the embedded world's base policy of that seed), or a checkpoint from a folder or the hub; with
-    the adapter in that folder if one is given. On a GPU in bfloat16; on a CPU, and the small one anywhere, in
-    float32."""
+    """"toy" (the embedded world's base policy of that seed), or a checkpoint from a folder or the hub.
+
+    With the adapter in the folder `adapter` if one is given. On a GPU in bfloat16; on a CPU, and the small
+    one anywhere, in float32. Raises ValueError or OSError.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_float32_matmul_precision("highest")
-    dtype = torch.bfloat16 if device == "cuda" and name != "toy" else torch.float32
-    path = base_policy.base_policy(seed) if name == "toy" else name
-    if name == "toy" and device == "cpu":
-        torch.set_num_threads(1)  # so small a model that threads would only wait for each other
+    torch.set_float32_matmul_precision("highest")  # float32 is float32: no TF32 on a GPU
+
+    if name == "toy":
+        path = base_policy.base_policy(seed)
+        dtype = torch.float32
+        if device == "cpu":
+            torch.set_num_threads(1)  # so small a model that threads would only wait for each other
+    else:
+        path = name
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+
     policy = policies.load(path, device, dtype, max_pixels)
     if adapter is not None:
         load_adapter(policy.model, adapter)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from judge import JUDGE_ERROR
-from reward import Category, dynamic_bar
+from judge import JUDGE_ERROR, category_name
+from reward import dynamic_bar
 from support.processes import gather
 
 
@@ -106,15 +106,6 @@ def gather_records(groups: list, order: list[str]) -> list[dict]:
 def left_the_step(record: dict) -> bool:
     """Whether the judge failed on the group."""
     return JUDGE_ERROR in record["categories"]
-
-
-def category_name(category) -> str:
-    """A judged answer as text: a category's label, "malformed" or "judge error"."""
-    if category is None:
-        return "malformed"
-    if isinstance(category, Category):
-        return category.label
-    return category
 
 
 def sample_line(step: int, record: dict, config) -> dict:

@@ -19,6 +19,8 @@ from judges.taxonomy import TaxonomyJudge
 from reward import Category as C
 from rollout import PROMPTS
 from support import tables
+from support.embedder import load_embedder
+from support.files import append
 from toy import world
 
 
@@ -47,14 +49,14 @@ def test_evaluate_by_hand(checkpoint, cub, monkeypatch):
     examples = data.load("cub", "test", cub)[:3]
     (cub / "CUB_200_2011" / "images" / examples[0].id.removeprefix("cub/")).write_bytes(b"")
 
-    def ask(policy, examples, question, **kwargs):
-        read, groups, unreadable = real(policy, examples, question, **kwargs)
-        for group, answers in zip(groups, (["a", "b", None], ["c", "d", "e"])):
+    def sample(*args, **kwargs):
+        groups = real(*args, **kwargs)
+        for group, answers in zip(groups, (["a", "b", None], ["c", "d", "e"]), strict=True):
             group.answers = answers
-        return read, groups, unreadable
+        return groups
 
-    real = ev.ask
-    monkeypatch.setattr(ev, "ask", ask)
+    real = ev.sample
+    monkeypatch.setattr(ev, "sample", sample)
     judge = scripted([C.SPECIFIC, C.WRONG, C.GENERIC, None, C.ABSTAIN])
     result = ev.evaluate(policies.load(checkpoint, max_pixels=3136), judge, examples, "what?", n=3,
                          temperature=1.0, max_new_tokens=4)
@@ -116,37 +118,41 @@ def test_command_line_table_and_json(checkpoint, cub, tree, tmp_path, capsys):
 # A stub in place of the model: what evaluate.py makes of answers
 
 
-def run(monkeypatch, *argv, after=None, change=None):
+class Stub(str):
+    device = "cpu"
+
+
+def run(monkeypatch, *argv, after=None, change=None, broken=lambda example: False, load=Stub):
     """evaluate.main on the embedded world, answers drawn by (adapter, image, k) instead of sampled; `after`
-    batches the user stops it. change(example, adapter, answers) edits them. Returns the ids asked for."""
+    batches the user stops it. change(example, adapter, answers) edits them; the images of broken(example)
+    can't be read. load(adapter) is the policy. Returns the ids asked for, a list for each batch."""
     asked = []
 
-    def ask(adapter, examples, question, n, **kwargs):
+    def read_images(examples):
         if after is not None and len(asked) >= after:
             raise KeyboardInterrupt
         asked.append([e.id for e in examples])
-        read, groups, bad = [], [], []
-        for e in examples:
+        readable = [e for e in examples if not broken(e)]
+        unreadable = [f"cannot read the image {e.id}" for e in examples if broken(e)]
+        return readable, readable, unreadable  # an example stands for its image
+
+    def sample(adapter, images, ids, question, n, **kwargs):
+        assert images and ids == [e.id for e in images]
+        groups = []
+        for e in images:
             rng = random.Random(f"{adapter} {e.id}")
             answers = [rng.choice([e.label, e.label.split()[-1], e.domain, "none", "car", None])
                        for _ in range(64)][:n]
             answers = change(e, adapter, answers) if change else answers
-            if answers is None:
-                bad.append(f"cannot read the image {e.id}")
-                continue
-            read.append(e)
             groups.append(SimpleNamespace(answers=answers, texts=[
                 f"<think> a {e.label} ? </think> <answer> {a or ''} </answer>" for a in answers]))
-        return read, groups, bad
+        return groups
 
-    monkeypatch.setattr(ev, "ask", ask)
-    monkeypatch.setattr(ev, "load_policy", lambda name, seed, adapter, **_: Stub(adapter or "none"))
+    monkeypatch.setattr(data, "read_images", read_images)
+    monkeypatch.setattr(ev, "sample", sample)
+    monkeypatch.setattr(ev, "load_policy", lambda name, seed, adapter, **_: load(adapter or "none"))
     ev.main(["--limit", "10", *map(str, argv)])
     return asked
-
-
-class Stub(str):
-    device = "cpu"
 
 
 @pytest.fixture
@@ -180,7 +186,7 @@ def test_a_stopped_evaluation_goes_on(rows, monkeypatch, tmp_path, adapters, cap
     """Stopped after three batches, in a half-written line: the same command asks for the rest only, in the
     same batches, and leaves the same bytes as one that was never stopped."""
     argv = ["--data", "toy-bird,toy-fish", "--n", "4", "--rows", rows, "--adapter", "none", *adapters]
-    unreadable = {"change": lambda e, adapter, answers: answers if e.id[-1] != "7" else None}
+    unreadable = {"broken": lambda e: e.id[-1] == "7"}
     whole = run(monkeypatch, *argv, "--out", tmp_path / "whole.json", **unreadable)
     with pytest.raises(SystemExit, match="evaluate.py: stopped.*the same command goes on"):
         run(monkeypatch, *argv, "--out", tmp_path / "out.json", after=3, **unreadable)
@@ -231,7 +237,7 @@ def test_a_runs_folder_stands_for_its_adapter(monkeypatch, tmp_path, adapters):
 
 def test_a_set_without_a_verdict_enters_no_mean_and_its_pictures_are_named(monkeypatch, tmp_path, capsys):
     run(monkeypatch, "--data", "toy-bird,toy-fish,toy-flower", "--out", tmp_path / "out.json",
-        change=lambda e, adapter, answers: None if e.domain == "bird" else answers)
+        broken=lambda e: e.domain == "bird")
     rows, captured = results(tmp_path)["none"], capsys.readouterr()
     assert list(rows) == ["toy-bird", "toy-fish", "toy-flower", "mean of 2"]
     assert rows["mean of 2"]["summary"]["correctness"] == pytest.approx(
@@ -256,14 +262,14 @@ def test_a_real_model_goes_on_to_the_same_bytes(checkpoint, cub, tree, tmp_path,
     argv = ["--data", "cub", "--root", str(cub), "--model", str(checkpoint), "--judge", tree, "--n", "3",
             "--max-new-tokens", "16", "--max-pixels", "3136", "--rows", "12", "--out"]
     ev.main([*argv, str(tmp_path / "whole.json")])
-    calls, real = [], ev.ask
+    calls, real = [], ev.sample
 
-    def ask(*args, **kwargs):
+    def sample(*args, **kwargs):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt  # not by exec(): Python remembers that, and exits with 130
         return real(*args, **kwargs)
-    monkeypatch.setattr(ev, "ask", ask)
+    monkeypatch.setattr(ev, "sample", sample)
     with pytest.raises(SystemExit):
         ev.main([*argv, str(tmp_path / "out.json")])
     ev.main([*argv, str(tmp_path / "out.json")])
@@ -318,6 +324,20 @@ def test_no_more_than_two_batches_of_answers_are_in_memory(monkeypatch, tmp_path
 
     run(monkeypatch, "--limit", "60", "--data", "toy-bird", "--n", "64", "--rows", "128", change=change)
     assert len(made) == 60 * 64 and max(alive) <= 2 * 128
+
+
+def test_one_policy_at_a_time_is_in_memory(monkeypatch, adapters):
+    """And one is loaded only when the first of its datasets is asked for, once for all of them."""
+    loaded, alive = [], []
+
+    def load(adapter):
+        alive.append(sum(ref() is not None for ref in loaded))
+        policy = Stub(adapter)
+        loaded.append(weakref.ref(policy))
+        return policy
+
+    run(monkeypatch, "--data", "toy-bird,toy-fish", "--adapter", "none", *adapters, load=load)
+    assert alive == [0, 0, 0]
 
 
 def test_a_judge_that_is_gone_stops_it_and_is_no_result(monkeypatch, tmp_path):
@@ -413,7 +433,7 @@ def encoder(tmp_path):
 def test_embedder_by_hand(encoder):
     """Padded to the longest or alone, a text has the same vector: its tokens' mean, of length 1."""
     texts = ["red finch", "a bird of prey", "bird", "a " * 60]
-    together = ev.load_embedder(encoder)(texts)
+    together = load_embedder(encoder)(texts)
     model, tok = BertModel.from_pretrained(encoder).eval(), BertTokenizerFast.from_pretrained(encoder)
     for text, vector in zip(texts, together):
         ids = tok(text)["input_ids"]
@@ -428,7 +448,7 @@ def test_semantic_similarity_in_the_table(encoder, monkeypatch, tmp_path, capsys
     """Three answers an image: the truth (1), another (the dot product), and none to judge (0)."""
     run(monkeypatch, "--data", "toy-bird", "--n", "3", "--embedder", encoder, "--out", tmp_path / "out.json",
         change=lambda e, adapter, answers: [e.label, "bird", None])
-    embed = ev.load_embedder(encoder)
+    embed = load_embedder(encoder)
     truths = [e.label for e in data.load("toy-bird", "test", limit=10)]
     dots = [float(embed([t])[0] @ embed(["bird"])[0]) for t in truths]
     score = results(tmp_path)["none"]["toy-bird"]["scores"]
@@ -502,12 +522,12 @@ def test_a_full_disk_ends_in_one_line(monkeypatch, tmp_path):
         __str__ = staticmethod(lambda: "x.jsonl")
 
     with pytest.raises(OSError, match="cannot write x.jsonl: No space left"):
-        ev.append(Full(), [])
+        append(Full(), [])
 
 
 @pytest.mark.parametrize("whole_batches", [0, 2])
 def test_what_is_said_to_stand_stands(monkeypatch, tmp_path, whole_batches):
-    real, calls = ev.append, []
+    real, calls = append, []
 
     def full(path, lines):
         calls.append(path)
@@ -516,13 +536,13 @@ def test_what_is_said_to_stand_stands(monkeypatch, tmp_path, whole_batches):
         real(path, lines)
 
     argv = ["--data", "toy-bird", "--rows", "4", "--out", tmp_path / "out.json"]
-    monkeypatch.setattr(ev, "append", full)
+    monkeypatch.setattr("support.answers.append", full)
     with pytest.raises(SystemExit) as e:
         run(monkeypatch, *argv)
     goes_on = "; what is written stands, the same command goes on"
     assert str(e.value) == (f"evaluate.py: cannot write {tmp_path / 'out.jsonl'}: No space left on device"
                             + goes_on * bool(whole_batches))
-    monkeypatch.setattr(ev, "append", real)
+    monkeypatch.setattr("support.answers.append", real)
     assert len(run(monkeypatch, *argv)) == 3 - whole_batches
 
 

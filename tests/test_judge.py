@@ -14,17 +14,8 @@ import torch
 from tokenizers import pre_tokenizers
 
 import judge as judging
-from judge import (
-    JUDGE_ERROR,
-    BaseJudge,
-    LLMJudge,
-    chat,
-    judge_groups,
-    load_prompt,
-    normalize_label,
-    open_judge,
-    parse_category,
-)
+from judge import (JUDGE_ERROR, BaseJudge, LLMJudge, chat, judge_groups, load_prompt, normalize_label,
+                   open_judge, parse_category)
 from judges.cache import CachedJudge
 from judges.packed import PackedJudge
 from judges.server import ServerJudge
