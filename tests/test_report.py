@@ -285,6 +285,7 @@ def test_self_contained(run):
     assert not any(word in text for word in ("http:", "https:", "url(", "@import", "<script", "<link"))
     assert all(a[name].startswith("data:") for _, a in page.tags for name in ("src", "href") if name in a)
     assert any(a.get("content", "").startswith("default-src 'none'") for a in page.all("meta"))
+    assert f"<style>{(ROOT / 'report.css').read_text()}</style>" in text
 
 
 # ---- whatever the folder holds
