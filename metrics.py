@@ -36,11 +36,6 @@ FIGURES = ("correctness", "specificity", "harmonic_mean")
 Groups = Sequence[Sequence[Category | None]]  # B images, N verdicts each
 
 
-def flatten(lists: Iterable[Sequence]) -> list:
-    """The items of all lists in one, in order: B groups of N answers become B * N answers."""
-    return list(chain.from_iterable(lists))
-
-
 @dataclass(frozen=True)
 class Summary:
     """Figures of one set of n answers. counts: how often each Category was judged; with malformed they sum
@@ -139,6 +134,11 @@ def best_of_n(groups: Groups) -> list[Category | None]:
         well_formed = [Category(c) for c in group if c is not None]
         best.append(max(well_formed, default=None))
     return best
+
+
+def flatten(lists: Iterable[Sequence]) -> list:
+    """The items of all lists in one, in order: B groups of N answers become B * N answers."""
+    return list(chain.from_iterable(lists))
 
 
 # ------------------------------------------------------------------------------------------------------------

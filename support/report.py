@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from metrics import FIGURES
 from reward import Category
-from support.tables import before_after
+from support.tables import comparison_rows
 
 STYLE = Path(__file__).with_name("report.css")
 HEAD = """<!doctype html><html lang="en"><meta charset=utf-8><meta name=viewport content="width=device-width">
@@ -48,6 +48,7 @@ class Chart(NamedTuple):
     stacked: bool = False
 
 
+# from the lowest to the highest, as they are stacked
 SHARES = ["malformed", *[f"share/{label}" for label in RUNG]]
 BARS = [f"bar/{label}" for label in RUNG if label not in ("wrong", "more specific")]
 CHARTS = [
@@ -81,13 +82,14 @@ def write(run, examples=()) -> Path:
     steps = log[-1]["step"]
     images = {example.id: example for example in examples}
 
+    # what was trained, whether it worked, how it went, and what it says now
     page = HEAD
     page += f"<style>{STYLE.read_text('utf-8')}</style>\n"
     page += f"<title>{show(run.name)}</title><h1>SpeciaRL: {show(run.name)}</h1>\n"
     page += settings(config)
 
     page += "<h2>Before and after</h2>\n"
-    page += before_and_after(results, trained_on=str(config.get("data")).split(","))
+    page += comparison_tables(results, trained_on=str(config.get("data")).split(","))
 
     page += f"<h2>Training: {steps} steps</h2>\n"
     page += charts(log, steps)
@@ -115,14 +117,14 @@ def settings(config: dict) -> str:
     return page + "</div>\n"
 
 
-def before_and_after(results: dict, trained_on: list[str]) -> str:
+def comparison_tables(results: dict, trained_on: list[str]) -> str:
     """eval.json as a table for each way of sampling."""
     tables = ""
     for how, sets in results.items():
         tables += f'<div class="card"><table><caption>{show(how)}</caption><tr><th>'
         for name in FIGURES:
             tables += f"<th>{name.replace('_', ' ')}"
-        for row in before_after(sets, trained_on):
+        for row in comparison_rows(sets, trained_on):
             tables += f"<tr><td>{show(row.name)}"
             if row.trained_on:
                 tables += " <small>trained on</small>"
@@ -215,17 +217,14 @@ def draw(chart: Chart, log: list[dict]) -> str:
         return ""
     scales = fit_scales(log, curves, chart.stacked)
 
-    # the same look in the drawing and in its legend
-    looks = {}
-    for number, key in enumerate(curves):
-        looks[key] = f"s s{number}"
-        if chart.stacked:
-            looks[key] = f"wide {curve_name(key).split()[0]}"
-
+    # classes of report.css, the same in the drawing and in its legend
     if chart.stacked:
         paths = stacked_paths(curves, scales)
+        looks = {key: f"wide {curve_name(key).split()[0]}" for key in curves}
     else:
         paths = line_paths(curves, scales)
+        looks = {key: f"s s{number}" for number, key in enumerate(curves)}
+
     svg = value_axis(scales)
     for key, path in paths.items():
         svg += f'<path class="{looks[key]}" d="{path}"/>'
@@ -368,6 +367,7 @@ def first_and_last(run: Path) -> tuple[dict, dict, list[dict]]:
             if len(lost) < MOST_CARDS:
                 lost.append(line)
             continue
+        # an image may never return, but another of its kind does
         for kind in ("id", "truth"):
             key = (kind, str(line.get(kind)))
             if key in first or len(first) < MOST_KEYS:
@@ -421,7 +421,7 @@ def picture(line: dict, images: dict) -> str:
 
 
 def answer_rows(line: dict) -> str:
-    """A row for each distinct answer, best rung first, that unfolds to its texts."""
+    """A row for each distinct answer and verdict, best rung first, that unfolds to its texts."""
     # a group that left its step has no rewards: the lists may be of unequal length
     lists = [line.get(key) or [] for key in ("answers", "categories", "rewards", "texts")]
     bar = str(line.get("bar"))
@@ -478,10 +478,10 @@ def load_examples(run: Path) -> list:
 
 
 def main(argv: list[str] | None = None) -> None:
-    p = argparse.ArgumentParser(prog="python -m support.report", description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("run", type=Path, help="run folder")
-    run = p.parse_args(argv).run
+    parser = argparse.ArgumentParser(prog="python -m support.report", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder")
+    run = parser.parse_args(argv).run
 
     examples = []
     note = ""

@@ -26,9 +26,9 @@ def table(systems: dict[str, dict[str, dict]]) -> str:
     """Three blocks of text: the figures, with the differences to the first system; what the answers are; HM
     of the best of k, where there are several answers to an image."""
     blocks = [figures_block(systems), answers_block(systems)]
-    row = next(iter(first_rows(systems).values()))
-    if "best_of" in row:
-        blocks.append(best_of_block(systems, row["best_of"]))
+    any_row = next(iter(first_rows(systems).values()))  # either all have the best of k, or none
+    if "best_of" in any_row:
+        blocks.append(best_of_block(systems, ks=any_row["best_of"]))
     return "\n\n".join([*blocks, LEGEND])
 
 
@@ -108,9 +108,9 @@ def rows_in_order(systems: dict) -> list[tuple[str, str, dict]]:
     rows = []
     for dataset in first_rows(systems):
         name = dataset
-        for title in systems:
-            rows.append((name, title, systems[title][dataset]))
-            name = ""
+        for title, of_system in systems.items():
+            rows.append((name, title, of_system[dataset]))
+            name = ""  # once is enough
     return rows
 
 
@@ -132,7 +132,7 @@ def heading(figure: str) -> str:
 
 
 @dataclass(frozen=True)
-class BeforeAfter:
+class ComparisonRow:
     """A row of the comparison: a test set, or the mean over those that training never saw.
 
     figures: {"before": ..., "after": ...}, each with `metrics.FIGURES`; a test set's has more.
@@ -142,12 +142,12 @@ class BeforeAfter:
     trained_on: bool = False
 
 
-def before_after(sets: dict[str, dict], trained_on: list[str]) -> list[BeforeAfter]:
+def comparison_rows(sets: dict[str, dict], trained_on: list[str]) -> list[ComparisonRow]:
     """The rows of one block of eval.json, the mean last. sets: test set -> its figures before and after;
     trained_on: names as in --data."""
     # the embedded world is trained on its birds
     seen = ["toy-bird" if name == "toy" else name for name in trained_on]
-    rows = [BeforeAfter(name, figures, name in seen) for name, figures in sets.items()]
+    rows = [ComparisonRow(name, figures, name in seen) for name, figures in sets.items()]
 
     unseen = [row.figures for row in rows if not row.trained_on]
     if len(unseen) > 1:  # the mean of one is no mean
@@ -155,7 +155,7 @@ def before_after(sets: dict[str, dict], trained_on: list[str]) -> list[BeforeAft
         for when in mean:
             for name in FIGURES:
                 mean[when][name] = fmean(figures[when][name] for figures in unseen)
-        rows.append(BeforeAfter("mean of the unseen", mean))
+        rows.append(ComparisonRow("mean of the unseen", mean))
     return rows
 
 
@@ -164,7 +164,7 @@ def comparison(results: dict, trained_on: list[str]) -> str:
     headings = [*[heading(name) for name in FIGURES], "malformed"]
     lines = [" " * 40 + "".join(f"{text:>20}" for text in headings)]
     for how, sets in results.items():
-        for row in before_after(sets, trained_on):
+        for row in comparison_rows(sets, trained_on):
             title = f"{how} · {row.name}"
             if row.trained_on:
                 title += " (trained on)"

@@ -3,7 +3,7 @@
 import pytest
 
 from metrics import Tally, measured
-from support.tables import before_after, comparison, table
+from support.tables import comparison, comparison_rows, table
 
 
 def figures(correctness, specificity, hm, **more):
@@ -120,7 +120,7 @@ def sets():
 
 
 def test_rows_of_before_and_after(sets):
-    rows = before_after(sets, ["toy"])  # which is trained on birds
+    rows = comparison_rows(sets, ["toy"])  # which is trained on birds
     assert [(r.name, r.trained_on) for r in rows] == [
         ("toy-bird", True), ("toy-fish", False), ("toy-flower", False), ("mean of the unseen", False)]
     assert [r.figures for r in rows[:3]] == list(sets.values())
@@ -133,7 +133,7 @@ def test_rows_of_before_and_after(sets):
     (["cub"], 3), (["toy-bird"], 2), (["toy-bird", "toy-fish"], 1),
     (["toy-bird", "toy-fish", "toy-flower"], 0)])
 def test_the_mean_of_one_is_no_mean(sets, trained_on, unseen):
-    rows = before_after(sets, trained_on)
+    rows = comparison_rows(sets, trained_on)
     assert sum(not r.trained_on for r in rows[:3]) == unseen
     assert len(rows) == 3 + (unseen > 1)
 
