@@ -332,8 +332,9 @@ def curve_name(key: str) -> str:
 def cards(run: Path, steps: int, images: dict) -> str:
     """A card for each pair of groups, or group alone, then for each that left its step."""
     groups, lost = gallery(run, steps)
+    lost_groups = [(line,) for line in lost]
     page = ""
-    for group in [*groups, *[(line,) for line in lost]]:
+    for group in groups + lost_groups:
         page += '<div class="card grid">'
         for line in group:
             page += card(line, images)
