@@ -3,31 +3,43 @@ paired differences, text inclusion.
 
 Copy this file together with reward.py. As a library: `summarize([Category.GENERIC, Category.WRONG, None])`.
 
-The release only counts categories; the definitions here reproduce the paper's normalisation, all in [0, 1]:
-- correctness C: the share of answers that are not Wrong (an abstention is not wrong; a malformed answer is);
-- specificity S: over the non-wrong answers, the mean of A = 1, G = 2, S- = 3, S = S+ = 4, divided by 4;
+The official release only counts categories. The definitions here reproduce the paper's normalisation, all in
+[0, 1]:
+- correctness C: the share of answers that are not Wrong. An abstention is not wrong; a malformed answer is.
+- specificity S: over the non-wrong answers, the mean of A = 1, G = 2, S- = 3, S = S+ = 4, divided by 4.
 - harmonic mean HM = 2CS / (C + S).
 Judge errors and unreadable images are left out of n and reported beside it: an outage is nobody's mistake.
+
+Below, B is images and N answers to each. A group is one image's N verdicts: a Category each, None where the
+answer is malformed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 
 import numpy as np
 
 from reward import Category, dynamic_bar
 
-LEVEL = {Category.WRONG: 0, Category.ABSTAIN: 1, Category.GENERIC: 2, Category.LESS_SPECIFIC: 3,
-         Category.SPECIFIC: 4, Category.MORE_SPECIFIC: 4}  # Wrong answers never enter the mean
+# How much an answer says. A Wrong answer never enters the mean.
+LEVEL = {
+    Category.WRONG: 0,
+    Category.ABSTAIN: 1,
+    Category.GENERIC: 2,
+    Category.LESS_SPECIFIC: 3,
+    Category.SPECIFIC: 4,
+    Category.MORE_SPECIFIC: 4,
+}
 FIGURES = ("correctness", "specificity", "harmonic_mean")
-# Datasets that the literature averages over (Conti et al., ICCV 2025).
-FAMILIES = {"fine-grained": ("flowers", "food", "pets"), "very fine-grained": ("cars", "aircraft")}
+
+Groups = Sequence[Sequence[Category | None]]  # B images, N verdicts each
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Figures of one set of answers. counts: how often each Category was judged; n = their sum +
-    malformed."""
+    """Figures of one set of n answers. counts: how often each Category was judged; with malformed they sum
+    to n."""
     correctness: float
     specificity: float
     harmonic_mean: float
@@ -40,45 +52,230 @@ class Summary:
     @property
     def shares(self) -> dict[Category, float]:
         """Share of each category among the n answers; with malformed / n they sum to 1."""
-        return {c: self.counts[c] / self.n if self.n else 0.0 for c in Category}
+        if self.n == 0:
+            return dict.fromkeys(Category, 0.0)
+        return {category: self.counts[category] / self.n for category in Category}
 
     def to_json(self) -> dict:
-        return asdict(self) | {"counts": {c.label: k for c, k in self.counts.items()},
-                               "shares": {c.label: s for c, s in self.shares.items()}}
+        """All fields and the shares, with the categories' labels for keys."""
+        counts = {category.label: count for category, count in self.counts.items()}
+        shares = {category.label: share for category, share in self.shares.items()}
+        return asdict(self) | {"counts": counts, "shares": shares}
+
+
+def ratio(numerator, denominator):
+    """numerator / denominator, and 0 where the denominator is 0. Numbers, or arrays of one shape."""
+    denominator = np.asarray(denominator, dtype=float)
+    quotient = np.zeros_like(denominator)
+    np.divide(numerator, denominator, out=quotient, where=denominator > 0)
+    return quotient[()]  # [()] makes an array without dimensions a number again
 
 
 def harmonic_mean(correctness, specificity):
-    """2CS / (C + S), 0 where both are 0. Floats or arrays of one shape."""
-    total = np.asarray(correctness + specificity, dtype=float)
-    return np.divide(2 * correctness * specificity, total, out=np.zeros_like(total), where=total > 0)[()]
+    """2CS / (C + S), and 0 where both are 0. Numbers, or arrays of one shape."""
+    return ratio(2 * correctness * specificity, correctness + specificity)
+
+
+def figures_of(answers, good, level):
+    """Correctness, specificity and HM from three sums: the answers, those that are not wrong, and the levels
+    of the latter. Numbers, or arrays of one shape."""
+    correctness = ratio(good, answers)
+    specificity = ratio(level, 4 * good)
+    return correctness, specificity, harmonic_mean(correctness, specificity)
 
 
 def summarize(categories: Sequence[Category | None], judge_errors: int = 0, unreadable: int = 0) -> Summary:
-    """Figures of a flat list of answers, None = malformed. Empty, or nothing but Wrong: specificity and HM
-    are 0."""
-    malformed = sum(c is None for c in categories)
+    """Figures of a flat list of answers, None = malformed. Of no answer, or of nothing but Wrong ones,
+    specificity and HM are 0. ValueError for anything that is no category."""
     judged = [Category(c) for c in categories if c is not None]
-    counts = {c: judged.count(c) for c in Category}
-    n = len(categories)
-    good = len(judged) - counts[Category.WRONG]
-    correctness = good / n if n else 0.0
-    specificity = sum(LEVEL[c] * k for c, k in counts.items()) / (4 * good) if good else 0.0
-    return Summary(correctness, specificity, float(harmonic_mean(correctness, specificity)), n, counts,
-                   malformed, judge_errors, unreadable)
+    counts = {category: judged.count(category) for category in Category}
+    malformed = len(categories) - len(judged)
+    return summary_of(counts, malformed, judge_errors, unreadable)
 
 
 def merge(summaries: Sequence[Summary]) -> Summary:
-    """The Summary of all their answers together."""
-    counts = {c: sum(s.counts[c] for s in summaries) for c in Category}
-    categories = [c for c, k in counts.items() for _ in range(k)]
-    categories += [None] * sum(s.malformed for s in summaries)
-    return summarize(categories, sum(s.judge_errors for s in summaries), sum(s.unreadable for s in summaries))
+    """The Summary of all their answers together, as `summarize` would make it. (`average` is another thing:
+    there every summary counts the same, however many answers it has.)"""
+    counts = dict.fromkeys(Category, 0)
+    for summary in summaries:
+        for category, count in summary.counts.items():
+            counts[category] += count
+    malformed = sum(s.malformed for s in summaries)
+    judge_errors = sum(s.judge_errors for s in summaries)
+    unreadable = sum(s.unreadable for s in summaries)
+    return summary_of(counts, malformed, judge_errors, unreadable)
 
 
-def best_of_n(groups: Sequence[Sequence[Category | None]]) -> list[Category | None]:
-    """Each image's best answer by the ladder (an oracle picks: the ceiling of what N samples hold); None only
-    where every answer is malformed."""
-    return [max((Category(c) for c in group if c is not None), default=None) for group in groups]
+def summary_of(counts: dict[Category, int], malformed: int, judge_errors: int, unreadable: int) -> Summary:
+    """The Summary of answers that are counted already."""
+    judged = sum(counts.values())
+    n = judged + malformed  # no judge error among them
+    good = judged - counts[Category.WRONG]
+    level = sum(LEVEL[category] * count for category, count in counts.items())
+    correctness, specificity, hm = figures_of(n, good, level)
+    return Summary(float(correctness), float(specificity), float(hm), n, counts,
+                   malformed, judge_errors, unreadable)
+
+
+def average(summaries: Sequence[Summary]) -> dict[str, float]:
+    """Mean over datasets of the datasets' own figures, HM included, as the paper's tables do."""
+    means = {}
+    for name in FIGURES:
+        own = [getattr(summary, name) for summary in summaries]
+        means[name] = float(np.mean(own))
+    return means
+
+
+def best_of_n(groups: Groups) -> list[Category | None]:
+    """Each image's best answer by the ladder; None only where every answer is malformed. An oracle picks it:
+    this is the ceiling of what N samples hold."""
+    best = []
+    for group in groups:
+        well_formed = [Category(c) for c in group if c is not None]
+        best.append(max(well_formed, default=None))
+    return best
+
+
+def flatten(lists: Iterable[Sequence]) -> list:
+    """The items of all lists in one, in order: B groups of N answers become B * N answers."""
+    return list(chain.from_iterable(lists))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What one watches while training
+
+
+def group_figures(groups: Groups, rewards, advantages, quorum: float = 0.0) -> dict[str, float]:
+    """The step's figures for its log line.
+
+    groups: B lists of N categories; rewards, advantages: (B, N) lists; quorum: as in reward.dynamic_bar.
+    dead_groups: share of groups whose rewards are all equal. wrong_positive: share of the Wrong answers with
+    a positive advantage (they beat a malformed one). bar/...: share of groups with each bar.
+    """
+    summary = summarize(flatten(groups))
+    dead = [len(set(row)) == 1 for row in rewards]
+
+    wrong_positive = []  # an entry for each Wrong answer
+    for group, row in zip(groups, advantages):
+        for category, advantage in zip(group, row):
+            if category == Category.WRONG:
+                wrong_positive.append(advantage > 0)
+
+    # by the names of log.jsonl
+    figures = {
+        "reward": float(np.mean(rewards)),
+        "correctness": summary.correctness,
+        "specificity": summary.specificity,
+        "hm": summary.harmonic_mean,
+        "malformed": summary.malformed / summary.n,
+        "dead_groups": float(np.mean(dead)),
+        "wrong_positive": float(np.mean(wrong_positive)) if wrong_positive else 0.0,
+    }
+    for category, share in summary.shares.items():
+        figures[f"share/{category.label}"] = share
+    bars = [dynamic_bar(group, quorum) for group in groups]
+    for bar in (Category.ABSTAIN, Category.GENERIC, Category.LESS_SPECIFIC, Category.SPECIFIC):
+        figures[f"bar/{bar.label}"] = bars.count(bar) / len(bars)
+    return figures
+
+
+# ------------------------------------------------------------------------------------------------------------
+# How sure a figure is
+
+
+def bootstrap(groups: Groups, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """(resamples, 3) draws of correctness, specificity and HM.
+
+    Whole images are drawn with replacement: the N answers to one image are no independent evidence. The same
+    seed draws the same images, so that the difference of two systems' draws over the same images is a paired
+    comparison.
+    """
+    sums = image_sums(groups)  # (B, 3)
+    images = len(sums)
+    if images == 0:
+        return np.zeros((resamples, 3))
+
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for _ in range(resamples):
+        picks = rng.integers(images, size=images)  # (B,)
+        drawn.append(sums[picks].sum(axis=0))  # (3,)
+
+    # the figures of a draw follow from its sums: all draws at once
+    answers, good, level = np.stack(drawn).T  # (resamples,) each
+    return np.stack(figures_of(answers, good, level), axis=1)  # (resamples, 3)
+
+
+def image_sums(groups: Groups) -> np.ndarray:
+    """(B, 3): of each image its answers, those that are not wrong, and the levels of the latter. The figures
+    of any set of images follow from the sums of their rows."""
+    rows = []
+    for group in groups:
+        good = [Category(c) for c in group if c is not None and c != Category.WRONG]
+        level = sum(LEVEL[category] for category in good)
+        rows.append((len(group), len(good), level))
+    return np.array(rows, dtype=float).reshape(-1, 3)  # (0, 3) without images
+
+
+def intervals(*datasets: Groups, confidence: float = 0.95, resamples: int = 1000,
+              seed: int = 0) -> dict[str, tuple[float, float]]:
+    """Percentile bootstrap interval of each figure over a dataset's images; of several datasets, of the mean
+    of their own figures (each drawn by a seed of its own, seed + 0, 1, ...). An empty group, an image
+    without a verdict, is not drawn."""
+    draws = []
+    for number, groups in enumerate(datasets):
+        judged = [group for group in groups if group]
+        draws.append(bootstrap(judged, resamples, seed + number))  # (resamples, 3)
+    return percentiles(np.mean(draws, axis=0), confidence)
+
+
+def percentiles(draws: np.ndarray, confidence: float) -> dict[str, tuple[float, float]]:
+    """The middle of the draws (resamples, 3) that holds this share of them: figure -> (low, high)."""
+    tail = 50 * (1 - confidence)  # per cent left out at each end
+    lows, highs = np.percentile(draws, [tail, 100 - tail], axis=0)  # (3,) each
+    return {name: (float(low), float(high)) for name, low, high in zip(FIGURES, lows, highs)}
+
+
+def difference(*datasets: tuple[Groups, Groups], confidence: float = 0.95, resamples: int = 1000,
+               seed: int = 0) -> dict:
+    """The second system's figures minus the first's, over the images for which both have a verdict, with the
+    paired bootstrap interval.
+
+    datasets: (first's groups, second's groups), the same images in the same order (an empty group = no
+    verdict; ValueError if one has more images). Of several datasets, the mean of their own differences.
+
+    Returns {"summary": {figure: its difference}, "intervals": {figure: (low, high)}, "images": how many
+    entered}.
+    """
+    points = []
+    draws = []
+    images = 0
+    for number, (first, second) in enumerate(datasets):
+        # an image that one of them has no verdict for compares nothing
+        pairs = [pair for pair in zip(first, second, strict=True) if all(pair)]
+        first_groups = [group for group, _ in pairs]
+        second_groups = [group for _, group in pairs]
+        images += len(pairs)
+
+        # the difference itself
+        first_figures = figures_of(*image_sums(first_groups).sum(axis=0))
+        second_figures = figures_of(*image_sums(second_groups).sum(axis=0))
+        points.append(np.subtract(second_figures, first_figures))  # (3,)
+
+        # and how it varies: one seed draws the same images for both, so what is hard for both cancels
+        first_draws = bootstrap(first_groups, resamples, seed + number)
+        second_draws = bootstrap(second_groups, resamples, seed + number)
+        draws.append(second_draws - first_draws)  # (resamples, 3)
+
+    return {
+        "summary": dict(zip(FIGURES, np.mean(points, axis=0).tolist())),
+        "intervals": percentiles(np.mean(draws, axis=0), confidence),
+        "images": images,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Answers as texts, without a judge
 
 
 def text_inclusion(truth: str, answer: str | None) -> bool:
@@ -88,113 +285,32 @@ def text_inclusion(truth: str, answer: str | None) -> bool:
 
 
 def similarity(embed, truth: str, answers: Sequence[str | None]) -> list[float]:
-    """Dot product of each whole answer with the truth (lmms-owc's SS), 0 for a malformed one. embed: texts ->
-    as many vectors of unit length."""
-    texts = list(dict.fromkeys([truth, *filter(None, answers)]))
+    """Dot product of each whole answer with the truth (lmms-owc's SS), 0 for a malformed one.
+
+    embed: a list of texts -> as many vectors of unit length.
+    """
+    # many answers are the same text: each is embedded once
+    well_formed = [answer for answer in answers if answer]
+    texts = list(dict.fromkeys([truth, *well_formed]))
     vectors = dict(zip(texts, embed(texts)))
-    return [round(float(vectors[a] @ vectors[truth]), 6) if a else 0.0 for a in answers]
 
-
-def group_figures(groups: Sequence[Sequence[Category | None]], rewards, advantages,
-                  quorum: float = 0.0) -> dict[str, float]:
-    """What one watches while training. groups: B lists of N categories; rewards, advantages: (B, N) lists.
-
-    dead_groups: share of groups whose rewards are all equal. wrong_positive: share of the Wrong answers with
-    a positive advantage (they beat a malformed one). bar/...: share of groups with each bar.
-    """
-    s = summarize([c for group in groups for c in group])
-    bars = [dynamic_bar(group, quorum) for group in groups]
-    wrong = [a > 0 for group, row in zip(groups, advantages) for c, a in zip(group, row)
-             if c == Category.WRONG]
-    return {"reward": float(np.mean(rewards)), "correctness": s.correctness, "specificity": s.specificity,
-            "hm": s.harmonic_mean, "malformed": s.malformed / s.n,
-            "dead_groups": float(np.mean([len(set(row)) == 1 for row in rewards])),
-            "wrong_positive": float(np.mean(wrong)) if wrong else 0.0,
-            **{f"share/{c.label}": share for c, share in s.shares.items()},
-            **{f"bar/{c.label}": bars.count(c) / len(bars) for c in list(Category)[1:5]}}
-
-
-def average(summaries: Sequence[Summary]) -> dict[str, float]:
-    """Mean over datasets of the datasets' own figures, HM included, as the paper's tables do."""
-    return {name: float(np.mean([getattr(s, name) for s in summaries])) for name in FIGURES}
-
-
-def means_over(names: Sequence[str]) -> dict[str, list[str]]:
-    """The means a table of these datasets has: title -> its datasets. Of all; and of each family of which
-    two are there, the title saying so where some are not."""
-    means = {f"mean of {len(names)}": list(names)}
-    for family, members in FAMILIES.items():
-        there = [name for name in names if name in members]
-        means[family + (f" ({len(there)} of {len(members)})" if len(there) < len(members) else "")] = there
-    return {title: there for title, there in means.items() if len(there) > 1}
-
-
-def _image_sums(groups) -> np.ndarray:
-    """(B, 3): answers, non-wrong answers and summed levels of each image."""
-    good = [[c for c in group if c is not None and c != Category.WRONG] for group in groups]
-    sums = [(len(group), len(g), sum(LEVEL[Category(c)] for c in g)) for group, g in zip(groups, good)]
-    return np.array(sums, dtype=float).reshape(-1, 3)
-
-
-def bootstrap(groups: Sequence[Sequence[Category | None]], resamples: int = 1000,
-              seed: int = 0) -> np.ndarray:
-    """(resamples, 3) draws of correctness, specificity and HM. Whole images are drawn with replacement: the N
-    answers to one image are no independent evidence. The same seed draws the same images, so that the
-    difference of two systems' draws over the same images is a paired comparison."""
-    sums = _image_sums(groups)
-    if not len(sums):
-        return np.zeros((resamples, 3))
-    rng = np.random.default_rng(seed)
-    drawn = [sums[rng.integers(len(sums), size=len(sums))].sum(0) for _ in range(resamples)]
-    return np.stack(_figures(*np.stack(drawn).T), axis=1)
-
-
-def _figures(n, good, level):
-    """Correctness, specificity and HM of sums over images (arrays of one shape)."""
-    correctness = np.divide(good, n, out=np.zeros_like(n), where=n > 0)
-    specificity = np.divide(level, 4 * good, out=np.zeros_like(n), where=good > 0)
-    return correctness, specificity, harmonic_mean(correctness, specificity)
-
-
-def _percentiles(draws: np.ndarray, confidence: float) -> dict[str, tuple[float, float]]:
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(draws, [tail, 100 - tail], axis=0)
-    return {name: (float(a), float(b)) for name, a, b in zip(FIGURES, low, high)}
-
-
-def intervals(*datasets: Sequence[Sequence[Category | None]], confidence: float = 0.95, resamples: int = 1000,
-              seed: int = 0) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap interval of each figure over a dataset's images; of several datasets, of the mean
-    of their own figures (each drawn by a seed of its own, seed + 0, 1, ...). An empty group, an image
-    without a verdict, is not drawn."""
-    draws = [bootstrap([g for g in groups if g], resamples, seed + i) for i, groups in enumerate(datasets)]
-    return _percentiles(np.mean(draws, axis=0), confidence)
-
-
-def difference(*datasets: tuple[Sequence, Sequence], confidence: float = 0.95, resamples: int = 1000,
-               seed: int = 0) -> dict:
-    """The second system's figures minus the first's, over the images for which both have a verdict, with the
-    paired bootstrap interval. datasets: (first's groups, second's groups), the same images in the same order
-    (an empty group = no verdict); of several datasets, the mean of their own differences.
-
-    Returns {"summary": {figure: its difference}, "intervals": {figure: (low, high)}, "images": how many
-    entered}.
-    """
-    points, draws, images = [], [], 0
-    for i, systems in enumerate(datasets):
-        both = [pair for pair in zip(*systems, strict=True) if all(pair)]
-        one, two = [a for a, _ in both], [b for _, b in both]
-        points.append(np.subtract(_figures(*_image_sums(two).sum(0)), _figures(*_image_sums(one).sum(0))))
-        draws.append(bootstrap(two, resamples, seed + i) - bootstrap(one, resamples, seed + i))
-        images += len(both)
-    return {"summary": dict(zip(FIGURES, np.mean(points, axis=0).tolist())),
-            "intervals": _percentiles(np.mean(draws, axis=0), confidence), "images": images}
+    scores = []
+    for answer in answers:
+        score = 0.0
+        if answer:
+            score = float(vectors[answer] @ vectors[truth])
+        scores.append(round(score, 6))
+    return scores
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Rows of a table
+# Rows of evaluate.py's table
 
-_VERDICT = {c.label: c for c in Category} | {"malformed": None}
+# Datasets that the literature averages over (Conti et al., ICCV 2025).
+FAMILIES = {"fine-grained": ("flowers", "food", "pets"), "very fine-grained": ("cars", "aircraft")}
+
+VERDICTS = {category.label: category for category in Category} | {"malformed": None}
+NO_VERDICT = "error"
 
 
 @dataclass
@@ -209,48 +325,98 @@ class Tally:
     sums: dict[str, float] = field(default_factory=dict)  # of each score, over all answers
 
     def add(self, record: dict) -> None:
+        """Takes in one image's record."""
         if "unreadable" in record:
             self.unreadable.append(record["unreadable"])
-        self.groups.append([_VERDICT.get(word, "error") for word in record.get("categories", ())])
+        words = record.get("categories", ())
+        self.groups.append([VERDICTS.get(word, NO_VERDICT) for word in words])
         for name, values in record.get("scores", {}).items():
             self.sums[name] = self.sums.get(name, 0.0) + sum(values)
 
+    @property
+    def answers(self) -> int:
+        """How many answers there are, those without a verdict too."""
+        return sum(len(group) for group in self.groups)
+
     def verdicts(self, k: int | None = None) -> list[list]:
         """A list an image of what its first k answers were judged, without errors."""
-        return [[c for c in group[:k] if c != "error"] for group in self.groups]
+        groups = []
+        for group in self.groups:
+            groups.append([verdict for verdict in group[:k] if verdict != NO_VERDICT])
+        return groups
 
     def best_of(self, k: int) -> list[list]:
         """What an oracle picks of each image's first k answers; [] for an image without a verdict."""
         return [best_of_n([group]) if group else [] for group in self.verdicts(k)]
 
     def summary(self) -> Summary:
-        judged, n = [c for group in self.verdicts() for c in group], sum(map(len, self.groups))
-        return summarize(judged, n - len(judged), len(self.unreadable))
+        judged = flatten(self.verdicts())
+        judge_errors = self.answers - len(judged)
+        return summarize(judged, judge_errors, len(self.unreadable))
 
     def scores(self) -> dict[str, float]:
         """Mean of each score over all answers."""
-        return {name: total / max(1, sum(map(len, self.groups))) for name, total in self.sums.items()}
+        return {name: total / max(1, self.answers) for name, total in self.sums.items()}
+
+
+def means_over(names: Sequence[str]) -> dict[str, list[str]]:
+    """The means a table of these datasets has: title -> its datasets. Of all; and of each family of which
+    two are there, the title saying so where some are not."""
+    means = {f"mean of {len(names)}": list(names)}
+    for family, members in FAMILIES.items():
+        there = [name for name in names if name in members]
+        title = family
+        if len(there) < len(members):
+            title = f"{family} ({len(there)} of {len(members)})"
+        means[title] = there
+    # the mean of one is no mean
+    return {title: there for title, there in means.items() if len(there) > 1}
 
 
 def measured(tallies: Sequence[Tally], firsts: Sequence[Tally] = (), n: int = 1) -> dict:
-    """A row of the table, ready for JSON: one dataset's figures, or the mean over several of their own. With
-    intervals; for n > 1 with the best of the first k answers, k every power of two up to n, and n; and with
-    the difference to the tallies of a first system on the same datasets."""
-    def figures(summaries: list[Summary], datasets: list[list]) -> dict:
-        return {"summary": summaries[0].to_json() if len(summaries) == 1 else average(summaries),
-                "intervals": intervals(*datasets), "images": sum(bool(g) for d in datasets for g in d)}
+    """A row of the table, ready for JSON: one dataset's figures, or the mean over several of their own.
 
-    datasets = [t.verdicts() for t in tallies]
-    row = figures([t.summary() for t in tallies], datasets)
-    row["scores"] = {name: float(np.mean([t.scores()[name] for t in tallies if t.sums]))
-                     for name in next((t.sums for t in tallies if t.sums), {})}
-    row["unreadable"] = [line for t in tallies for line in t.unreadable]
+    tallies: one a dataset. Every row has "summary", "intervals", "images", "scores" and "unreadable"; for
+    n > 1 also "best_of", the same figures of the best of the first k answers, k every power of two up to n,
+    and n; with firsts, the tallies of a first system on the same datasets, the "difference" to it.
+    """
+    datasets = [tally.verdicts() for tally in tallies]
+    row = figures_row([tally.summary() for tally in tallies], datasets)
+    row["scores"] = mean_scores(tallies)
+    row["unreadable"] = flatten(tally.unreadable for tally in tallies)
+
+    # what one would gain from more answers, if one knew which to take
     if n > 1:
-        picked = {k: [t.best_of(k) for t in tallies] for k in {n, *(2 ** i for i in range(n.bit_length()))}}
-        row["best_of"] = {str(k): figures([summarize([c for group in d for c in group]) for d in picked[k]],
-                                          picked[k]) for k in sorted(picked)}
+        powers = [2 ** i for i in range(n.bit_length())]
+        row["best_of"] = {}
+        for k in sorted({*powers, n}):
+            picked = [tally.best_of(k) for tally in tallies]
+            summaries = [summarize(flatten(groups)) for groups in picked]
+            row["best_of"][str(k)] = figures_row(summaries, picked)
+
     if firsts:
-        row["difference"] = difference(*zip([t.verdicts() for t in firsts], datasets))
+        first_datasets = [tally.verdicts() for tally in firsts]
+        row["difference"] = difference(*zip(first_datasets, datasets))
     return row
 
 
+def figures_row(summaries: list[Summary], datasets: list[list]) -> dict:
+    """The figures of one dataset, or their mean over several, with intervals and the number of images that
+    have a verdict. datasets: their groups."""
+    return {
+        "summary": summaries[0].to_json() if len(summaries) == 1 else average(summaries),
+        "intervals": intervals(*datasets),
+        "images": sum(bool(group) for group in flatten(datasets)),
+    }
+
+
+def mean_scores(tallies: Sequence[Tally]) -> dict[str, float]:
+    """Mean of each score over the datasets that have answers; {} if none has."""
+    scores = [tally.scores() for tally in tallies if tally.sums]
+    if not scores:
+        return {}
+    means = {}
+    for name in scores[0]:
+        own = [dataset_scores[name] for dataset_scores in scores]
+        means[name] = float(np.mean(own))
+    return means

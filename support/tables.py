@@ -1,5 +1,7 @@
-"""The tables that evaluate.py and train.py print."""
+"""The tables that evaluate.py and train.py print, and the rows of the one that a run's page shows too."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from statistics import fmean
 
 from metrics import FIGURES
@@ -10,67 +12,173 @@ a verdict) and unreadable images are left out. included: the answer holds the tr
 reasoning names the truth, the answer does not. similar: cosine of the embedded answer and truth. best of k:
 of the first k answers an oracle takes the best."""
 
+# How a score of `metrics.measured` is headed.
+SCORES = {"text_inclusion": "included", "thought_not_said": "thought", "semantic_similarity": "similar"}
+
+# ------------------------------------------------------------------------------------------------------------
+# Systems beside each other: evaluate.py's table
+#
+# `systems` is title -> dataset or mean -> its row as `metrics.measured` makes it. Every system has the same
+# datasets, and the others are compared with the first.
+
 
 def table(systems: dict[str, dict[str, dict]]) -> str:
     """Three blocks of text: the figures, with the differences to the first system; what the answers are; HM
-    of the best of k. systems: title -> dataset or mean -> its row as `measured` makes it."""
-    first, rows = next(iter(systems.items()))
-    minus, scored = f"  minus {first}", max((r["scores"] for r in rows.values()), key=len)
-    left = 2 + max(map(len, rows)), 2 + max(map(len, [*systems, minus]))
-
-    def block(head: str, cells) -> str:
-        """cells(row) -> {what stands below the title ("": the title's own line): text}."""
-        lines = [" " * sum(left) + head]
-        for place in rows:
-            for title in systems:
-                for below, text in cells(systems[title][place]).items():
-                    start = place if title == first and not below else ""
-                    lines.append(f"{start:<{left[0]}}{below or title:<{left[1]}}{text}".rstrip())
-        return "\n".join(lines)
-
-    def figures(r: dict, sign: str = "") -> str:
-        bounds = {f: "[{:{s}.3f} {:{s}.3f}]".format(*r["intervals"][f], s=sign) for f in FIGURES}
-        cells = [f"{r['summary'][f]:{sign or ' '}.3f} {bounds[f]:<19}" for f in FIGURES]
-        return "".join(cells) + f"{r['images']:>7}"
-
-    def main(r: dict) -> dict:
-        best = list(r.get("best_of", {}).items())[-1:]
-        return {"": figures(r)} | ({minus: figures(r["difference"], "+")} if "difference" in r else {}) | {
-            f"  best of {k}": figures(b) for k, b in best}
-
-    def answers(r: dict) -> dict:
-        s = r["summary"]
-        counts = [*s["counts"].values(), s["malformed"]] if "n" in s else []  # a mean has none
-        kinds = [f"{s['n']:>8}", *(f"{k / max(1, s['n']):>7.3f}" for k in counts),
-                 f"{s['judge_errors']:>8}{s['unreadable']:>12}"] if counts else []
-        return {"": f"{''.join(kinds):<77}" + "".join(f"{v:>10.3f}" for v in r["scores"].values())}
-
-    names = {"text_inclusion": "included", "thought_not_said": "thought", "semantic_similarity": "similar"}
-    blocks = [block("".join(f" {f.replace('_', ' '):<25}" for f in FIGURES) + "images", main),
-              block(" answers  wrong  abst.   gen.   less  spec.   more  malf.  errors  unreadable"
-                    + "".join(f"{names[name]:>10}" for name in scored), answers)]
-    if "best_of" in (row := next(iter(rows.values()))):
-        def by_k(r: dict) -> dict:
-            means = [b["summary"]["harmonic_mean"] for b in r["best_of"].values()]
-            return {"": " " * 11 + "".join(f"{hm:>7.3f}" for hm in means)}
-        blocks.append(block("HM, best of" + "".join(f"{k:>7}" for k in row["best_of"]), by_k))
+    of the best of k, where there are several answers to an image."""
+    blocks = [figures_block(systems), answers_block(systems)]
+    any_row = next(iter(first_rows(systems).values()))  # either all have the best of k, or none
+    if "best_of" in any_row:
+        blocks.append(best_of_block(systems, ks=any_row["best_of"]))
     return "\n\n".join([*blocks, LEGEND])
 
 
+def figures_block(systems: dict) -> str:
+    """Below a system's own figures its difference to the first system, and its best of all N answers."""
+    head = "".join(f" {heading(name):<25}" for name in FIGURES) + "images"
+    lines = []
+    for dataset, title, row in rows_in_order(systems):
+        lines.append((dataset, title, figures_cells(row)))
+        if "difference" in row:
+            lines.append(("", minus_first(systems), figures_cells(row["difference"], sign="+")))
+        if "best_of" in row:
+            k, best = list(row["best_of"].items())[-1]
+            lines.append(("", f"  best of {k}", figures_cells(best)))
+    return block(systems, head, lines)
+
+
+def figures_cells(figures: dict, sign: str = "") -> str:
+    """Each figure with its interval, then the number of images. sign: "+" shows a plus too."""
+    figure_sign = sign or " "  # a figure without one leaves room for it, so that the points stand in line
+    cells = ""
+    for name in FIGURES:
+        low, high = figures["intervals"][name]
+        interval = f"[{low:{sign}.3f} {high:{sign}.3f}]"
+        cells += f"{figures['summary'][name]:{figure_sign}.3f} {interval:<19}"
+    return cells + f"{figures['images']:>7}"
+
+
+def answers_block(systems: dict) -> str:
+    """How many answers there were, the share of each category, and the scores that need no judge."""
+    # a dataset without any answer has no scores
+    scores = max((row["scores"] for row in first_rows(systems).values()), key=len)
+    head = " answers  wrong  abst.   gen.   less  spec.   more  malf.  errors  unreadable"
+    head += "".join(f"{SCORES[name]:>10}" for name in scores)
+    lines = []
+    for dataset, title, row in rows_in_order(systems):
+        cells = f"{answers_cells(row['summary']):<77}"
+        cells += "".join(f"{value:>10.3f}" for value in row["scores"].values())
+        lines.append((dataset, title, cells))
+    return block(systems, head, lines)
+
+
+def answers_cells(summary: dict) -> str:
+    """One dataset's counts as shares of its answers; of a mean over datasets nothing, it has no counts."""
+    if "n" not in summary:
+        return ""
+    cells = f"{summary['n']:>8}"
+    for count in [*summary["counts"].values(), summary["malformed"]]:
+        cells += f"{count / max(1, summary['n']):>7.3f}"
+    return cells + f"{summary['judge_errors']:>8}{summary['unreadable']:>12}"
+
+
+def best_of_block(systems: dict, ks: Iterable[str]) -> str:
+    """HM of the best of the first k answers, a column for each k."""
+    head = "HM, best of" + "".join(f"{k:>7}" for k in ks)
+    lines = []
+    for dataset, title, row in rows_in_order(systems):
+        cells = " " * len("HM, best of")
+        for best in row["best_of"].values():
+            cells += f"{best['summary']['harmonic_mean']:>7.3f}"
+        lines.append((dataset, title, cells))
+    return block(systems, head, lines)
+
+
+def block(systems: dict, head: str, lines: list[tuple[str, str, str]]) -> str:
+    """Lines of (dataset, title, cells) below a head, in columns that all blocks of the table share."""
+    datasets = 2 + max(len(name) for name in first_rows(systems))
+    titles = 2 + max(len(title) for title in [*systems, minus_first(systems)])
+    text = [" " * (datasets + titles) + head]
+    for dataset, title, cells in lines:
+        text.append(f"{dataset:<{datasets}}{title:<{titles}}{cells}".rstrip())
+    return "\n".join(text)
+
+
+def rows_in_order(systems: dict) -> list[tuple[str, str, dict]]:
+    """(dataset, title, row): the systems of one dataset stand together, and the first names the dataset."""
+    rows = []
+    for dataset in first_rows(systems):
+        name = dataset
+        for title, of_system in systems.items():
+            rows.append((name, title, of_system[dataset]))
+            name = ""  # once is enough
+    return rows
+
+
+def first_rows(systems: dict) -> dict[str, dict]:
+    return next(iter(systems.values()))
+
+
+def minus_first(systems: dict) -> str:
+    """How a line with differences is headed."""
+    return f"  minus {next(iter(systems))}"
+
+
+def heading(figure: str) -> str:
+    return figure.replace("_", " ")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Before and after a training run
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """A row of the comparison: a test set, or the mean over those that training never saw.
+
+    figures: {"before": ..., "after": ...}, each with `metrics.FIGURES`; a test set's has more.
+    """
+    name: str
+    figures: dict[str, dict]
+    trained_on: bool = False
+
+
+def comparison_rows(sets: dict[str, dict], trained_on: list[str]) -> list[ComparisonRow]:
+    """The rows of one block of eval.json, the mean last. sets: test set -> its figures before and after;
+    trained_on: names as in --data."""
+    # the embedded world is trained on its birds
+    seen = ["toy-bird" if name == "toy" else name for name in trained_on]
+    rows = [ComparisonRow(name, figures, name in seen) for name, figures in sets.items()]
+
+    unseen = [row.figures for row in rows if not row.trained_on]
+    if len(unseen) > 1:  # the mean of one is no mean
+        mean = {"before": {}, "after": {}}
+        for when in mean:
+            for name in FIGURES:
+                mean[when][name] = fmean(figures[when][name] for figures in unseen)
+        rows.append(ComparisonRow("mean of the unseen", mean))
+    return rows
+
+
 def comparison(results: dict, trained_on: list[str]) -> str:
-    """Before -> after as text, with the mean over the datasets that training never saw."""
-    trained_on = ["toy-bird" if name == "toy" else name for name in trained_on]
-    lines = [f"{'':<40}" + "".join(f"{k.replace('_', ' '):>20}" for k in FIGURES) + f"{'malformed':>20}"]
+    """Before -> after as text. results: eval.json, how it was sampled -> test set -> its figures."""
+    headings = [*[heading(name) for name in FIGURES], "malformed"]
+    lines = [" " * 40 + "".join(f"{text:>20}" for text in headings)]
     for how, sets in results.items():
-        unseen = [name for name in sets if name not in trained_on]
-        for name, r in sets.items():
-            cells = [f"{r['before'][k]:.3f} -> {r['after'][k]:.3f}" for k in FIGURES]
-            malformed = [r[when]["malformed"] / max(1, r[when]["n"]) for when in ("before", "after")]
-            cells.append("{:.3f} -> {:.3f}".format(*malformed))
-            title = f"{how} · {name}" + (" (trained on)" if name in trained_on else "")
-            lines.append(f"{title:<40}" + "".join(f"{c:>20}" for c in cells))
-        if len(unseen) > 1:
-            mean = [[fmean(sets[n][w][k] for n in unseen) for w in ("before", "after")] for k in FIGURES]
-            lines.append(f"{how + ' · mean of the unseen':<40}"
-                         + "".join("{:.3f} -> {:.3f}".format(*m).rjust(20) for m in mean))
+        for row in comparison_rows(sets, trained_on):
+            title = f"{how} · {row.name}"
+            if row.trained_on:
+                title += " (trained on)"
+            lines.append(f"{title:<40}" + comparison_cells(row.figures["before"], row.figures["after"]))
     return "\n".join(lines)
+
+
+def comparison_cells(before: dict, after: dict) -> str:
+    """Each figure, and the share of malformed answers where they were counted: not in a mean."""
+    pairs = [(before[name], after[name]) for name in FIGURES]
+    if "malformed" in before:
+        pairs.append((malformed_share(before), malformed_share(after)))
+    return "".join(f"{first:.3f} -> {last:.3f}".rjust(20) for first, last in pairs)
+
+
+def malformed_share(summary: dict) -> float:
+    return summary["malformed"] / max(1, summary["n"])

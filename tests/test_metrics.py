@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metrics import (FIGURES, Tally, average, best_of_n, bootstrap, difference, group_figures, harmonic_mean,
-                     intervals, means_over, measured, similarity, summarize, text_inclusion)
+                     intervals, means_over, measured, merge, similarity, summarize, text_inclusion)
 from reward import Category
 
 W, A, G, L, S, M = Category
@@ -84,6 +84,28 @@ def test_average_is_of_the_datasets_own_figures():
     one, two = summarize([W, S]), summarize([A])           # HM 2/3 and .4, C .5 and 1, S 1 and .25
     assert average([one, two]) == pytest.approx(
         {"correctness": .75, "specificity": .625, "harmonic_mean": (2 / 3 + .4) / 2})
+
+
+def test_merged_summaries_are_the_summary_of_all_answers():
+    """By hand: [S, W] and [G, None, A] have 5 answers, 3 not wrong, of levels 4 + 2 + 1."""
+    s = merge([summarize([S, W], judge_errors=1), summarize([G, None, A], judge_errors=2, unreadable=4)])
+    assert (s.correctness, s.specificity) == (.6, pytest.approx(7 / 12))
+    assert s.harmonic_mean == pytest.approx(2 * .6 * (7 / 12) / (.6 + 7 / 12))
+    assert (s.n, s.malformed, s.judge_errors, s.unreadable) == (5, 1, 3, 4)
+    assert s.counts == {W: 1, A: 1, G: 1, L: 0, S: 1, M: 0}
+
+
+def test_merging_equals_summarizing_what_is_joined():
+    """To the last bit, however the answers are split, shares without any answer among them."""
+    for seed in range(20):
+        shares = random_groups(4, seed % 5 + 1, seed)
+        shares[seed % 4] = []
+        together = summarize([c for share in shares for c in share], judge_errors=6, unreadable=10)
+        parts = [summarize(share, judge_errors=i, unreadable=i + 1) for i, share in enumerate(shares)]
+        assert merge(parts) == together
+        assert merge([merge(parts[:2]), merge(parts[2:])]) == together
+    assert merge([]) == summarize([])
+    assert merge([together]) == together
 
 
 def random_groups(images, n, seed, choices=(*Category, None)):

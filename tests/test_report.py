@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import data
+import metrics
 import reward
 from reward import Category
 from support import report
@@ -284,6 +285,7 @@ def test_self_contained(run):
     assert not any(word in text for word in ("http:", "https:", "url(", "@import", "<script", "<link"))
     assert all(a[name].startswith("data:") for _, a in page.tags for name in ("src", "href") if name in a)
     assert any(a.get("content", "").startswith("default-src 'none'") for a in page.all("meta"))
+    assert f"<style>{(ROOT / 'report.css').read_text()}</style>" in text
 
 
 # ---- whatever the folder holds
@@ -347,11 +349,31 @@ def test_the_command_reads_the_splits_of_the_run(run, monkeypatch):
                      for split in ("train", "val")]
 
 
-def test_with_nothing_but_reward_py(run, tmp_path):
-    """It stands on the ladder alone; without the datasets there are no pictures, and it says so."""
+@pytest.fixture
+def copied(tmp_path):
+    """A folder with what the page needs and nothing else of the project."""
     (tmp_path / "support").mkdir()
-    shutil.copy(report.__file__, tmp_path / "support")
-    shutil.copy(reward.__file__, tmp_path)
-    done = subprocess.run([sys.executable, "-m", "support.report", str(run)], cwd=tmp_path,
+    for name in ("report.py", "report.css", "tables.py"):
+        shutil.copy(ROOT / name, tmp_path / "support")
+    for module in (metrics, reward):
+        shutil.copy(module.__file__, tmp_path)
+    return tmp_path
+
+
+def command(folder, run):
+    return subprocess.run([sys.executable, "-m", "support.report", str(run)], cwd=folder,
                           capture_output=True, text=True)
+
+
+def test_with_nothing_but_the_tables_and_the_figures(run, copied):
+    """It needs five files; without the datasets there are no pictures, and it says so."""
+    done = command(copied, run)
     assert done.stdout.startswith(f"{run}/report.html (without pictures: "), done.stderr
+
+
+def test_one_line_where_its_style_is_missing(run, copied):
+    style = copied / "support" / "report.css"
+    style.unlink()
+    done = command(copied, run)
+    assert done.stderr == f"support.report: [Errno 2] No such file or directory: '{style}'\n"
+    assert not (run / "report.html").exists()
