@@ -30,7 +30,7 @@ def test_root_may_be_the_folder_or_above_it(tmp_path):
 def test_limit_is_the_releases_subset_whatever_else_is_seeded(tmp_path):
     """random.seed(42); random.sample(range(5994), 3000) starts like this in the release."""
     indices = [5238, 912, 204, 2253, 2006, 1828, 1143, 839, 5543, 4467]
-    assert data._subset(list(range(5994)), 3000, 42)[:10] == indices
+    assert data.subset(list(range(5994)), 3000, 42)[:10] == indices
     folder = trees.cub(tmp_path)
     random.seed(7)
     everything, five = data.load("cub", root=folder), data.load("cub", root=folder, limit=5)
@@ -41,7 +41,7 @@ def test_limit_is_the_releases_subset_whatever_else_is_seeded(tmp_path):
 def test_a_mixed_sets_parts_come_from_one_stream(tmp_path):
     """500 each of cub, food, flowers, pets, aircraft and cars start like this in the release."""
     rng, sizes = random.Random(42), (5994, 50500, 4093, 2944, 3334, 8144)
-    assert [data._subset(range(n), 500, rng)[0] for n in sizes] == [5238, 7104, 2329, 1208, 3228, 2377]
+    assert [data.subset(range(n), 500, rng)[0] for n in sizes] == [5238, 7104, 2329, 1208, 3228, 2377]
     folder, file, rng = trees.cub(tmp_path), tmp_path / "own.jsonl", random.Random(42)
     rows = [{"image": f"{i}.png", "label": "a", "split": "train" if i else "test"} for i in range(60)]
     file.write_text("\n".join(map(json.dumps, rows)))

@@ -85,7 +85,7 @@ def test_a_split_that_is_not_there_is_said_and_the_others_are_shown(tmp_path, mo
     (["--data", "cars", "--download"], "Stanford's host is gone"),
     (["--data", "toy", "--protocol", "mine"], "unknown protocol 'mine': choose official or coop"),
     (["--data", "toy", "--limit", "0"], "--limit must be at least 1"),
-    (["--data", "pets", "--root", __file__], "test_data_cli.py is a file: unpack it and say --root FOLDER"),
+    (["--data", "pets", "--root", __file__], "census.py is a file: unpack it and say --root FOLDER"),
     (["--data", "toy", "--split", "val", "--sheet", "/proc/none/s.png"], "say --sheet FILE.png"),
     (["--data", "toy", "--split", "val", "--sheet", "s.odd"], "cannot write the sheet of pictures")])
 def test_misuse_ends_in_one_line(monkeypatch, capsys, args, message):

@@ -1,5 +1,6 @@
 """Downloads from a real server on loopback: whole, broken, resumed, wrong, and archives that mean harm."""
 
+import dataclasses
 import hashlib
 import http.server
 import io
@@ -157,7 +158,8 @@ def test_a_set_is_fetched_unpacked_and_read_and_then_left_alone(server, tmp_path
         server.files[f"{part}.tar.gz"] = packed(*((f.relative_to(folder).as_posix(), f.read_bytes())
                                                   for f in sorted((folder / part).rglob("*")) if f.is_file()))
     files = {name: hashlib.md5(content).hexdigest() for name, content in server.files.items()}
-    monkeypatch.setitem(published.SETS, "pets", published.SETS["pets"]._replace(url=server.url, files=files))
+    served = dataclasses.replace(published.SETS["pets"], url=server.url, files=files)
+    monkeypatch.setitem(published.SETS, "pets", served)
     server.breaks = [400]
     with pytest.raises(OSError, match="broke off at 400"):
         download.download("pets", tmp_path / "root")
@@ -219,7 +221,7 @@ def test_a_disk_that_is_full_while_unpacking_is_named(tmp_path, monkeypatch):
 
 def test_a_damaged_archive_is_said_and_not_taken_for_whole(server, tmp_path, monkeypatch):
     whole = packed(*((f"CUB_200_2011/{i}.bin", os.urandom(2000)) for i in range(20)))
-    known = data.CUB._replace(url=server.url, files={"c.tgz": None})
+    known = dataclasses.replace(data.CUB, url=server.url, files={"c.tgz": None})
     monkeypatch.setattr(data, "CUB", known)
     for content in (whole[:len(whole) // 2], whole[:-4], b"none", whole[:9000] + bytes(500) + whole[9500:]):
         server.files["c.tgz"] = content
