@@ -1,46 +1,54 @@
-"""Datasets as they come on disk, and the embedded world, as lists of examples whose images are read when
-asked for.
+"""Datasets as they come on disk, as lists of examples whose images are read when they are asked for.
 
     python data.py --data flowers --root DIR              what is there: counts, pictures, odd files
     python data.py --data flowers --root DIR --download   fetch it first
 
-As a library: `load("cub", "train", root="data", limit=3000)`. Names: cub, flowers, food, pets, cars,
-aircraft; the embedded world's toy (= toy-bird), toy-flower, toy-vehicle, toy-fish; a folder of class folders;
-a .jsonl file of {"image": path, "label": name}, and if wanted "split": train, val or test.
+As a library: `load("cub", "train", root="data", limit=3000)`. A dataset's name is one of
+
+    cub                                    read here
+    flowers, food, pets, cars, aircraft    read by the folder readers/
+    toy (= toy-bird), toy-flower, toy-vehicle, toy-fish    drawn by the folder toy/
+    a folder of class folders: CLASS/IMAGE or SPLIT/CLASS/IMAGE
+    a .jsonl file of {"image": path, "label": name}, and if wanted "split": train, val or test
 
 Where this departs from the official release:
-1. Images are read as the archives unpack, not re-encoded into parquet; the EXIF rotation is applied,
-   transparency becomes white, 16-bit grey is scaled.
-2. Sets are split as published; protocol="coop" takes CoOp's split for flowers, food and pets, as the release
-   does. For flowers and food the two share images across train and test: one protocol for a run.
+1. Images are read as the archives unpack; the release re-encodes them into parquet. The EXIF rotation is
+   applied, transparency becomes white, 16-bit grey is scaled.
+2. Sets are split as published. protocol="coop" takes CoOp's split for flowers, food and pets, as the release
+   does. For flowers and food the two share images across train and test: use one protocol for a run.
 3. Where no validation set is published, it is the training images that the official subset of 3,000 leaves
-   unused (the release chooses on test images).
+   unused. The release chooses its checkpoint on test images.
+
+This file can be copied alone; readers/ and toy/ are imported only when one of their sets is asked for.
 """
 
 import argparse
-import csv
 import glob
 import hashlib
 import json
 import random
 import re
 import sys
-from collections import Counter, namedtuple
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 OFFICIAL_SUBSET = 3000  # CUB images the paper trains on: random.seed(42), random.sample
-OURS = {"train": "train", "trnid": "train", "trainval": "train", "val": "val", "valid": "val",
-        "validation": "val", "test": "test", "tstid": "test"}  # what publishers call a split: what it is here
-UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation: Image.Transpose
-PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
-TOY_SIZES = {"train": 1000, "val": 200, "test": 300}  # images a domain of the embedded world
+TOY_SIZES = {"train": 1000, "val": 200, "test": 300}  # images of each domain of the embedded world
+IN_READERS = ("flowers", "food", "pets", "cars", "aircraft")  # the sets that the folder readers/ adds
+
 SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {  # what publishers call a split: what it is called here
+    "train": "train", "trnid": "train", "trainval": "train",
+    "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "tstid": "test",
+}
 
 
 class BadImage(Exception):
@@ -49,10 +57,11 @@ class BadImage(Exception):
 
 @dataclass(frozen=True)
 class Example:
-    """One image with its fine-grained truth. id: unique, stable over runs (it seeds the image's rollouts)."""
-    id: str
-    label: str
-    domain: str
+    """One image with its fine-grained truth."""
+
+    id: str      # unique, and the same in every run: it seeds the image's rollouts
+    label: str   # the truth
+    domain: str  # the dataset's short name
     open: Callable[[], Image.Image] = field(repr=False, compare=False)
 
     def image(self) -> Image.Image:
@@ -60,25 +69,85 @@ class Example:
         return self.open()
 
 
+class Row(NamedTuple):
+    """One image in a dataset's list, before its file is looked for."""
+
+    split: str  # in a reader's rows the publisher's name for it, in all others one of SPLITS
+    path: str   # below the folder of the images
+    label: str
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Reading an image
+
+ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
+UPRIGHT = {  # its value: what turns the stored picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+THINNEST = 200  # longest side / shortest side: above this Qwen2.5-VL's image processor refuses a picture
+
+
 def read_image(path) -> Image.Image:
     """RGB, turned as its EXIF tag says, on white, fully decoded; whatever it is named. Raises BadImage."""
     try:
         with Image.open(path) as file:
-            file.load()  # Pillow turns a TIFF by itself here
-            turn, image = UPRIGHT.get(file.getexif().get(0x0112)), file
-            if file.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-                image = Image.fromarray((np.asarray(file).clip(0, 65535) / 257).round().astype(np.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            # Decode first: a cut or damaged file fails here, and Pillow turns a TIFF by itself and then drops
+            # its orientation, so the tag is looked up afterwards.
+            file.load()
+            orientation = file.getexif().get(ORIENTATION)
+
+            image = _eight_bit(file)
+            image = _on_white(image)
             image = image.convert("RGB")
-            image = image if turn is None else image.transpose(Image.Transpose(turn))
-            if max(image.size) > 200 * min(image.size):
-                raise ValueError(f"{image.width} x {image.height} pixels are too thin for a grid of patches")
+            image = _turned(image, orientation)
+            _refuse_thin(image)
             return image
-    except Exception as e:  # Pillow's decoders raise nearly anything on damaged files
-        reason = (str(e) or type(e).__name__).splitlines()[0].replace(f"'{path}'", "").rstrip(": ")
-        raise BadImage(f"cannot read the image {path}: {reason}") from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise BadImage(f"cannot read the image {path}: {_reason(error, path)}") from None
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey, Pillow's modes I and I;16, scaled to 8 bits: convert() would clip it at 255."""
+    if not image.mode.startswith("I"):
+        return image
+    grey = np.asarray(image).clip(0, 65535)  # (height, width)
+    scaled = (grey / 257).round()  # 65535 / 257 = 255
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """What is transparent laid on white: convert() would show the colour hidden behind it."""
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image)
+
+
+def _turned(image: Image.Image, orientation: int | None) -> Image.Image:
+    """Upright, as the EXIF tag says; an unknown value leaves the picture as it is."""
+    if orientation not in UPRIGHT:
+        return image
+    return image.transpose(UPRIGHT[orientation])
+
+
+def _refuse_thin(image: Image.Image) -> None:
+    """ValueError for a picture so thin that the policy could not take it."""
+    if max(image.size) > THINNEST * min(image.size):
+        raise ValueError(f"{image.width} x {image.height} pixels are too thin for a grid of patches")
+
+
+def _reason(error: Exception, path) -> str:
+    """An error's first line, without the path, which the message around it names."""
+    text = str(error) or type(error).__name__
+    first_line = text.splitlines()[0]
+    return first_line.replace(f"'{path}'", "").rstrip(": ")
 
 
 def read_images(examples: list[Example]) -> tuple[list[Example], list[Image.Image], list[str]]:
@@ -98,6 +167,10 @@ def read_images(examples: list[Example]) -> tuple[list[Example], list[Image.Imag
     return readable, images, unreadable
 
 
+# ------------------------------------------------------------------------------------------------------------
+# Loading a dataset
+
+
 def load(name: str, split: str = "train", root=None, limit: int | None = None,
          seed: int | random.Random = 42, protocol: str = "official") -> list[Example]:
     """The examples of one split: "train", "val", "test", or the publisher's own name for one ("trainval").
@@ -106,33 +179,146 @@ def load(name: str, split: str = "train", root=None, limit: int | None = None,
     drawn by `seed` as the release draws it: load("cub", limit=3000) is the paper's training set in its order;
     a mixed set's parts are drawn one after the other from one random.Random(42).
     protocol: "official", or "coop": what the paper used, CoOp's split for flowers, food and pets.
-    Raises ValueError for an unknown name, split or protocol and for malformed files, FileNotFoundError with
-    what to fetch and where to put it.
+    Raises ValueError for an unknown name, split or protocol, for malformed files and for a set whose folder
+    of code is missing; FileNotFoundError with what to fetch and where to put it.
     """
-    if split not in OURS:
+    if split not in SPLIT_NAMES:
         raise ValueError(f"unknown split {split!r}: choose train, val or test")
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     if protocol not in ("official", "coop"):
         raise ValueError(f"unknown protocol {protocol!r}: choose official or coop")
+
     if name == "toy" or name.startswith("toy-"):
-        examples = _toy(name, OURS[split])
-    elif name in published():
-        examples = _listed(name, split, *_find(name, Path(root or "data"), protocol))
-    elif name.endswith(".jsonl"):
-        examples = _listed(name, split, Path(name).parent, list(_jsonl(Path(name))))
-    elif name and Path(name).is_dir():
-        examples = _listed(name, split, Path(name), list(_class_folders(Path(name))))
+        examples = _toy(name, SPLIT_NAMES[split])
     else:
-        raise ValueError(f"unknown dataset {name!r}: choose {', '.join(published())}, toy-bird, -flower, "
-                         "-vehicle, -fish, a folder of class folders or a .jsonl file")
-    return examples if limit is None or limit >= len(examples) else _subset(examples, limit, seed)
+        folder, rows = _rows(name, root, protocol)
+        examples = _one_split(name, split, folder, rows)
+
+    if limit is None or limit >= len(examples):
+        return examples
+    return subset(examples, limit, seed)
 
 
-def _subset(examples: list, k: int, seed: int | random.Random) -> list:
+def _rows(name: str, root, protocol: str) -> tuple[Path, list[Row]]:
+    """The folder that a dataset's paths start at, and the rows of all its splits."""
+    if name in published():
+        return _find(name, Path(root or "data"), protocol)
+    if name in IN_READERS:
+        raise _missing_folder("readers", name)
+    path = Path(name)
+    if name.endswith(".jsonl"):
+        return path.parent, list(jsonl_rows(path))
+    if name and path.is_dir():
+        return path, list(class_folders(path))
+    raise ValueError(f"unknown dataset {name!r}: choose {', '.join(published())}, toy-bird, -flower, "
+                     "-vehicle, -fish, a folder of class folders or a .jsonl file")
+
+
+def _one_split(name: str, split: str, folder: Path, rows: list[Row]) -> list[Example]:
+    """The examples of one split, out of the rows of all splits."""
+    known = published().get(name)
+    if known is None:
+        find_image = Path.joinpath
+        hint = ": it takes lines in a .jsonl file, or images in folders CLASS or SPLIT/CLASS"
+    else:
+        find_image = known.find_image
+        hint = known.hint
+
+    _refuse_repeats(name, rows)
+    chosen = _choose(split, rows)
+    if not chosen:
+        present = {row.split for row in rows}
+        there = ", ".join(each for each in SPLITS if each in present) or "none"
+        raise FileNotFoundError(f"{name} has no {split} images in {folder} (there are: {there}){hint}")
+
+    prefix = Path(name).as_posix()
+    domain = title(name)
+    examples = []
+    for row in chosen:
+        file = find_image(folder, row.path)
+        examples.append(Example(f"{prefix}/{row.path}", row.label, domain, partial(read_image, file)))
+    return examples
+
+
+def _refuse_repeats(name: str, rows: list[Row]) -> None:
+    """ValueError where an image is listed twice: it could be trained on and tested on."""
+    times = Counter(row.path for row in rows)
+    if not times:
+        return
+    path, most = times.most_common(1)[0]
+    if most > 1:
+        raise ValueError(f"{name}: {path} is listed twice in train, val and test together: keep one")
+
+
+def _choose(split: str, rows: list[Row]) -> list[Row]:
+    """The rows of one split, by any of its names, in the list's order."""
+    wanted = SPLIT_NAMES[split]
+    chosen = [row for row in rows if row.split == wanted]
+    if split == "trainval":
+        chosen += [row for row in rows if row.split == "val"]
+    if wanted == "val" and not chosen:  # none is published
+        chosen = _unused(rows)
+    return chosen
+
+
+def _unused(rows: list[Row]) -> list[Row]:
+    """The training rows that the official subset leaves; of a smaller set half of them."""
+    train = [row for row in rows if row.split == "train"]
+    if len(train) > OFFICIAL_SUBSET:
+        count = OFFICIAL_SUBSET
+    else:
+        count = len(train) // 2
+    used = set(subset(train, count, seed=42))
+    return [row for row in train if row not in used]
+
+
+def _toy(name: str, split: str) -> list[Example]:
+    """A domain of the embedded world, drawn when it is looked at."""
+    if not _has_folder("toy"):
+        raise _missing_folder("toy", name)
+    from toy import world
+    domain = name.removeprefix("toy").removeprefix("-") or "bird"
+    if domain not in world.DOMAINS:
+        raise ValueError(f"unknown dataset {name!r}: choose " + ", ".join("toy-" + d for d in world.DOMAINS))
+    examples = []
+    for index in range(TOY_SIZES[split]):
+        label = world.label(domain, split, index)
+        open_image = partial(_toy_image, domain, split, index)
+        examples.append(Example(f"toy-{domain}/{split}/{index}", label, domain, open_image))
+    return examples
+
+
+def _toy_image(domain: str, split: str, index: int) -> Image.Image:
+    from toy import world
+    image, _, _ = world.draw(domain, split, index)
+    return image
+
+
+def _has_folder(folder: str) -> bool:
+    """Whether a folder of this project stands beside this file, or this file was copied without it."""
+    return (Path(__file__).parent / folder / "__init__.py").is_file()
+
+
+def _missing_folder(folder: str, wanted_by: str) -> ValueError:
+    return ValueError(f"{wanted_by} needs the folder {folder}/, which is not beside data.py: copy it there")
+
+
+def title(name: str) -> str:
+    """A dataset's short name: of a path its last part."""
+    if name in published():
+        return name
+    return Path(name).resolve().name.removesuffix(".jsonl")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Some of the examples: at random, or evenly spread
+
+
+def subset(examples: list, count: int, seed: int | random.Random) -> list:
     """random.sample over the indices, in sampled order: with seed 42 the release's own choice."""
     rng = seed if isinstance(seed, random.Random) else random.Random(seed)
-    return [examples[i] for i in rng.sample(range(len(examples)), k)]
+    return [examples[i] for i in rng.sample(range(len(examples)), count)]
 
 
 def spread(examples: list, limit: int) -> list:
@@ -141,176 +327,229 @@ def spread(examples: list, limit: int) -> list:
     return [examples[i * len(examples) // count] for i in range(count)]
 
 
-def _toy(name: str, split: str) -> list[Example]:
-    from toy import world
-    domain = name.removeprefix("toy").removeprefix("-") or "bird"
-    if domain not in world.DOMAINS:
-        raise ValueError(f"unknown dataset {name!r}: choose " + ", ".join("toy-" + d for d in world.DOMAINS))
-    return [Example(f"toy-{domain}/{split}/{i}", world.label(domain, split, i), domain,
-                    lambda i=i: world.draw(domain, split, i)[0]) for i in range(TOY_SIZES[split])]
-
-
-def _listed(name: str, split: str, folder: Path, rows: list) -> list[Example]:
-    """One split of the rows of all splits, no path of which may be in two."""
-    for path, times in Counter(path for _, path, _ in rows).most_common(1):
-        if times > 1:
-            raise ValueError(f"{name}: {path} is listed twice in train, val and test together: keep one")
-    parts = {ours: [row for row in rows if row[0] == ours] for ours in SPLITS}
-    chosen = parts[OURS[split]] + parts["val"] * (split == "trainval")
-    if OURS[split] == "val" and not chosen:  # what the official subset leaves, of a small set half
-        train = parts["train"]
-        used = OFFICIAL_SUBSET if len(train) > OFFICIAL_SUBSET else len(train) // 2
-        used = set(_subset(train, used, seed=42))
-        chosen = [row for row in train if row not in used]
-    if not chosen:
-        hint = (": is cars_test_annos_withlabels.mat missing?" if name == "cars"
-                else "" if name in published()
-                else ": it takes lines in a .jsonl file, or images in folders CLASS or SPLIT/CLASS")
-        there = ", ".join(filter(parts.get, parts)) or "none"
-        raise FileNotFoundError(f"{name} has no {split} images in {folder} (there are: {there}){hint}")
-    examples, domain = [], title(name)
-    for _, path, label in chosen:
-        file, nested = folder / path, folder / path.rsplit("_", 1)[0] / path
-        if name == "pets" and nested.exists():  # the release sorts them into class folders on first use
-            file = nested
-        examples.append(Example(f"{Path(name).as_posix()}/{path}", label, domain, partial(read_image, file)))
-    return examples
-
-
-def title(name: str) -> str:
-    """A dataset's short name: of a path its last part."""
-    return name if name in published() else Path(name).resolve().name.removesuffix(".jsonl")
-
-
-def _find(name: str, root: Path, protocol: str) -> tuple[Path, list]:
-    """A set's images folder and rows, from the first that holds it of root and up to three levels of the
-    folders it goes by."""
-    known, missing = published()[name], ""
-    read, advice = known.read, f"fetch {', '.join(known.files)} from {known.url} and unpack it there"
-    if known.url.startswith("http"):
-        advice += f" (python data.py --data {name} --download does)"
-    if protocol == "coop" and known.coop:
-        from readers.published import coop
-        read = partial(coop, name)
-    folders = level = [root]
-    for _ in range(3):
-        level = [folder / n for folder in level for n in known.folders.split() if (folder / n).is_dir()]
-        folders = level + folders  # the innermost first: a folder of that name is surely meant
-    for folder in folders:
-        try:
-            next((folder / known.images).iterdir(), None)  # is it there?
-            rows = [(OURS[split], Path(path).as_posix(), _words(label.lower() if name == "pets" else label))
-                    for split, path, label in read(folder)]
-            return folder / known.images, rows
-        except (FileNotFoundError, NotADirectoryError) as e:
-            missing = missing or e.filename
-        except (TypeError, LookupError, AttributeError) as e:  # JSON or .mat of another shape
-            raise ValueError(f"{folder}: a list there is not as published, fetch it again "
-                             f"({type(e).__name__}: {e})") from None
-    if root.is_file():
-        raise FileNotFoundError(f"{root} is a file: unpack it and say --root FOLDER")
-    if read is not known.read and Path(missing).suffix:  # a list; the pictures are there
-        advice = f"put CoOp's {known.coop} there"
-    raise FileNotFoundError(f"{known.title} is not in {root} as its archive unpacks: {missing} is missing; "
-                            f"{advice}, or say --root FOLDER")
-
-
-def _words(label: str) -> str:
-    label = " ".join(label.replace("_", " ").split())
-    return {"lotus lotus": "lotus", "Ram C-V Cargo Van Minivan 2012": "Ram C/V Cargo Van Minivan 2012"
-            }.get(label, label)
-
-
 # ------------------------------------------------------------------------------------------------------------
-# Readers: (publisher's split, path of an image, label) for each image, in the publisher's order
-
-def _lines(file: Path, parse: Callable, expected: str):
-    """What `parse` makes of each line that is neither blank nor a comment."""
-    for n, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if line.strip() and not line.startswith(b"#"):
-            try:
-                yield parse(line.decode().strip())
-            except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-                got = line[:60].decode(errors="replace")
-                raise ValueError(f"{file}, line {n}: expected {expected}, got {got!r}") from None
+# CUB, and what is known of a published set
+#
+# A reader takes the set's folder and yields a Row for each image, in the publisher's order and with the
+# publisher's own name for the split.
 
 
-def _fields(file: Path, pattern: str, example: str):
-    return _lines(file, lambda line: re.fullmatch(pattern, line).groups(), f"a line like {example!r}")
-
-
-def _csv(file: Path, *columns: str):
-    try:
-        with open(file, encoding="utf-8-sig", newline="") as f:
-            return [[row[column] for column in columns] for row in csv.DictReader(f)]
-    except (ValueError, csv.Error) as e:
-        raise ValueError(f"{file} is no CSV file in UTF-8: {e}") from None
-
-
-def _json(file: Path) -> dict:
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8-sig")))
-    except (ValueError, TypeError, RecursionError) as e:
-        raise ValueError(f"{file} is no JSON object, delete it and fetch it again: {e}") from None
-
-
-def _cub(folder: Path):
-    def column(file):
-        return dict(_fields(folder / file, r"(\d+)\s+(.+)", "12 value"))
-    classes, labels = column("classes.txt"), column("image_class_labels.txt")
-    is_train = column("train_test_split.txt")
-    for number, path in column("images.txt").items():
+def read_cub(folder: Path) -> Iterator[Row]:
+    """Caltech-UCSD Birds-200-2011: text files with a line "NUMBER VALUE" for each class or image."""
+    classes = _numbered(folder / "classes.txt")            # "1 001.Black_footed_Albatross"
+    labels = _numbered(folder / "image_class_labels.txt")  # image number, class number
+    is_train = _numbered(folder / "train_test_split.txt")  # image number, 1 for training
+    paths = _numbered(folder / "images.txt")               # "1 001.Black_footed_Albatross/NAME.jpg"
+    for number, path in paths.items():
         split = {"1": "train", "0": "test"}[is_train[number]]
-        yield split, path, classes[labels[number]].split(".", 1)[-1]  # 001.Black_footed_Albatross
+        class_name = classes[labels[number]]
+        yield Row(split, path, class_name.split(".", 1)[-1])  # without "001."
 
 
-def _class_folders(folder: Path):
-    """SPLIT/CLASS/IMAGE; or CLASS/IMAGE, split by a hash of the path. Hidden files and others are skipped."""
-    split_first = any(f.name.lower() in OURS for f in folder.iterdir() if f.is_dir())
-    for file in sorted(Path(f) for f in glob.glob("**/*", root_dir=folder, recursive=True)):
-        parts = file.parts if split_first else (_hashed(file.as_posix()), *file.parts)
-        split = OURS.get(parts[0].lower())
-        if split and len(parts) > 2 and file.suffix.lower() in PICTURES:
-            yield split, file.as_posix(), _words(parts[1])
+def _numbered(file: Path) -> dict[str, str]:
+    return dict(match_lines(file, r"(\d+)\s+(.+)", "12 value"))
 
 
-def _jsonl(file: Path):
-    def parse(line):
-        row = json.loads(line)
-        path, label = Path(row["image"]).as_posix(), row["label"].strip()
-        if not label:
-            raise ValueError("no label")
-        return OURS[row.get("split") or _hashed(path)], path, label
-    return _lines(file, parse, 'UTF-8: {"image": path, "label": name}, if wanted "split": train, val or test')
+@dataclass(frozen=True)
+class Published:
+    """A published set: how it is read, and how it is fetched."""
+
+    # Its reader.
+    read: Callable[[Path], Iterable[Row]]
+    # Its full name.
+    title: str
+    # Names that its folder goes by.
+    folders: tuple[str, ...]
+    # The folder in it that the paths of its rows start at.
+    images: str
+    # Where its files are; in words where no public server has them.
+    url: str
+    # Each file, below that URL or with one of its own: its MD5 as public readers state it, where they do.
+    files: dict[str, str | None]
+    # The images folder and the path of a row -> the image's file.
+    find_image: Callable[[Path, str], Path] = Path.joinpath
+    # Ends the message that a split has no images.
+    hint: str = ""
+    # A reader of CoOp's split of it, and the file that CoOp's authors share it in.
+    read_coop: Callable[[Path], Iterable[Row]] | None = None
+    coop_file: str = ""
 
 
-def _hashed(path: str) -> str:
-    """70 % train, 10 % val, 20 % test; an image keeps its place whatever else is added."""
-    place = int(hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest(), 16) % 10
-    return "test" if place < 2 else "val" if place < 3 else "train"
-
-
-# ------------------------------------------------------------------------------------------------------------
-# What is published: its reader, the names its folder goes by, where the images are, the files with their MD5
-# as public readers state it
-
-Published = namedtuple("Published", "read title folders images url files coop", defaults=[None])
-CUB = Published(_cub, "CUB-200-2011", "CUB_200_2011 cub cub200", "images",
-                "https://data.caltech.edu/records/65de6-vp158/files/",
-                {"CUB_200_2011.tgz": "97eceeb196236b17998738112f37df78"})
+CUB = Published(
+    read=read_cub,
+    title="CUB-200-2011",
+    folders=("CUB_200_2011", "cub", "cub200"),
+    images="images",
+    url="https://data.caltech.edu/records/65de6-vp158/files/",
+    files={"CUB_200_2011.tgz": "97eceeb196236b17998738112f37df78"},
+)
 
 
 def published() -> dict[str, Published]:
-    """CUB, and the five sets that the folder readers/ adds."""
-    try:
-        from readers.published import SETS
-    except ModuleNotFoundError:  # this file was copied alone
-        SETS = {}
+    """The published sets by name: CUB, and the five that the folder readers/ adds where it is there."""
+    if not _has_folder("readers"):
+        return {"cub": CUB}
+    from readers.published import SETS
     return {"cub": CUB} | SETS
 
 
 # ------------------------------------------------------------------------------------------------------------
-# What is there
+# Your own images: class folders
+
+
+PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
+
+
+def class_folders(folder: Path) -> Iterator[Row]:
+    """SPLIT/CLASS/IMAGE; or CLASS/IMAGE, split by a hash of the path. Hidden files and others are skipped."""
+    split_first = any(entry.name.lower() in SPLIT_NAMES for entry in folder.iterdir() if entry.is_dir())
+    names = glob.glob("**/*", root_dir=folder, recursive=True)  # none that starts with a dot
+    for file in sorted(Path(name) for name in names):
+        path = file.as_posix()
+        if split_first:
+            parts = file.parts
+        else:
+            parts = (_hashed_split(path), *file.parts)
+        split = SPLIT_NAMES.get(parts[0].lower())
+        in_class = len(parts) > 2
+        if split and in_class and file.suffix.lower() in PICTURES:
+            yield Row(split, path, _clean_label(parts[1]))
+
+
+def _hashed_split(path: str) -> str:
+    """70 % train, 10 % val, 20 % test; an image keeps its place whatever else is added."""
+    digest = hashlib.sha256(path.encode(errors="surrogateescape")).hexdigest()
+    place = int(digest, 16) % 10
+    if place < 2:
+        return "test"
+    if place < 3:
+        return "val"
+    return "train"
+
+
+def _clean_label(label: str) -> str:
+    """A label in words, and two that public copies misspell as the publisher spells them."""
+    words = " ".join(label.replace("_", " ").split())
+    corrected = {
+        # In the common list of flower names.
+        "lotus lotus": "lotus",
+        # In class folders, whose names can't hold a slash.
+        "Ram C-V Cargo Van Minivan 2012": "Ram C/V Cargo Van Minivan 2012",
+    }
+    return corrected.get(words, words)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Your own images: a .jsonl file; and lists with an entry a line
+
+
+def jsonl_rows(file: Path) -> Iterator[Row]:
+    """A row for each line; paths start at the file's folder. Lines without a split get one by their path."""
+    expected = 'UTF-8: {"image": path, "label": name}, if wanted "split": train, val or test'
+    return parse_lines(file, _jsonl_row, expected)
+
+
+def _jsonl_row(line: str) -> Row:
+    entry = json.loads(line)
+    path = Path(entry["image"]).as_posix()
+    label = entry["label"].strip()
+    if not label:
+        raise ValueError("no label")
+    split = entry.get("split") or _hashed_split(path)
+    return Row(SPLIT_NAMES[split], path, label)
+
+
+def parse_lines(file: Path, parse: Callable[[str], object], expected: str) -> Iterator:
+    """What `parse` makes of each line that is neither blank nor a comment. Where it fails, ValueError with
+    the line's number and what was `expected`."""
+    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark that some editors put first
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line.strip() or line.startswith(b"#"):
+            continue
+        try:
+            parsed = parse(line.decode().strip())
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            got = line[:60].decode(errors="replace")
+            raise ValueError(f"{file}, line {number}: expected {expected}, got {got!r}") from None
+        yield parsed
+
+
+def match_lines(file: Path, pattern: str, example: str) -> Iterator[tuple[str, ...]]:
+    """The groups of a pattern that each line must match whole; `example` is a line that does."""
+    def groups(line: str) -> tuple[str, ...]:
+        match = re.fullmatch(pattern, line)
+        if match is None:
+            raise ValueError("another form")
+        return match.groups()
+    return parse_lines(file, groups, f"a line like {example!r}")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Finding a published set's folder
+
+
+def _find(name: str, root: Path, protocol: str) -> tuple[Path, list[Row]]:
+    """A published set's images folder and the rows of all its splits, from the first folder that holds it:
+    root, or one of those below it that go by the set's name.
+
+    Raises FileNotFoundError with what is missing and where to fetch it, ValueError for a malformed list.
+    """
+    known = published()[name]
+    by_coop = protocol == "coop" and known.read_coop is not None
+    read = known.read_coop if by_coop else known.read
+
+    missing = None
+    for folder in _candidates(root, known.folders):
+        images = folder / known.images
+        try:
+            next(images.iterdir(), None)  # raises where no such folder is
+            rows = []
+            for split, path, label in read(folder):
+                rows.append(Row(SPLIT_NAMES[split], Path(path).as_posix(), _clean_label(label)))
+            return images, rows
+        except (FileNotFoundError, NotADirectoryError) as error:
+            # Said if no other folder holds the set: what the innermost lacks, which is surely meant.
+            if missing is None:
+                missing = error.filename
+        except (TypeError, LookupError, AttributeError) as error:  # JSON or .mat of another shape
+            raise ValueError(f"{folder}: a list there is not as published, fetch it again "
+                             f"({type(error).__name__}: {error})") from None
+
+    if root.is_file():
+        raise FileNotFoundError(f"{root} is a file: unpack it and say --root FOLDER")
+    raise FileNotFoundError(f"{known.title} is not in {root} as its archive unpacks: {missing} is missing; "
+                            f"{_advice(name, missing, by_coop)}, or say --root FOLDER")
+
+
+def _candidates(root: Path, names: tuple[str, ...]) -> list[Path]:
+    """root, and up to three levels below it the folders of these names; the innermost first."""
+    candidates = [root]
+    level = [root]
+    for _ in range(3):
+        below = []
+        for folder in level:
+            for name in names:
+                if (folder / name).is_dir():
+                    below.append(folder / name)
+        candidates = below + candidates
+        level = below
+    return candidates
+
+
+def _advice(name: str, missing: str, by_coop: bool) -> str:
+    """What to do about a file or folder that is missing."""
+    known = published()[name]
+    is_list = Path(missing).suffix != ""
+    if by_coop and is_list:  # the pictures are there
+        return f"put CoOp's {known.coop_file} there"
+    advice = f"fetch {', '.join(known.files)} from {known.url} and unpack it there"
+    if known.url.startswith("http"):
+        advice += f" (python data.py --data {name} --download does)"
+    return advice
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The command
 
 
 def main() -> None:
@@ -326,17 +565,21 @@ def main() -> None:
     try:
         if args.limit is not None and args.limit < 1:
             raise ValueError("--limit must be at least 1")
+        if not _has_folder("readers"):
+            raise _missing_folder("readers", "python data.py")
         if args.download:
             from readers.download import download
             download(args.data, args.root)
         from readers.census import show
         show(args)
-    except (ValueError, OSError, ImportError) as e:
-        sys.exit(f"data.py: {(str(e) or type(e).__name__).splitlines()[0]}")
+    except (ValueError, OSError, ImportError) as error:
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        sys.exit(f"data.py: {first_line}")
     except KeyboardInterrupt:
         sys.exit("data.py: stopped; the same command goes on")
 
 
 if __name__ == "__main__":
+    # Under its own name: readers/ imports data back, and BadImage must be one class, not two.
     import data
     data.main()

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,20 +12,30 @@ from PIL import Image
 import data
 
 RED = (250, 10, 20)
+BLUE = (10, 20, 240)
+WHITE = (255, 255, 255)
+ORIENTATION = 0x0112  # the EXIF tag
 
 
 def scene() -> Image.Image:
     """48 x 32: the upper left quarter red, the rest blue; quarters are whole blocks of a JPEG."""
-    image = Image.new("RGB", (48, 32), (10, 20, 240))
+    image = Image.new("RGB", (48, 32), BLUE)
     image.paste(RED, (0, 0, 24, 16))
     return image
 
 
+def noise() -> Image.Image:
+    """64 x 64, which no format stores in a few bytes."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
 def check(path, size=(48, 32), corner=RED, tolerance=12):
+    """RGB of that size, and the pixel at (4, 4) no further from `corner` than the tolerance."""
     image = data.read_image(path)
-    assert (image.mode, image.size) == ("RGB", size), path.name
-    assert np.abs(np.asarray(image, int)[4, 4] - corner).max() <= tolerance, path.name
-    return image
+    assert image.mode == "RGB", path.name
+    assert image.size == size, path.name
+    difference = np.abs(np.asarray(image, int)[4, 4] - corner)
+    assert difference.max() <= tolerance, path.name
 
 
 def test_modes_and_false_names(tmp_path):
@@ -39,9 +50,10 @@ def test_modes_and_false_names(tmp_path):
     scene().convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
     check(tmp_path / "cmyk.jpg", tolerance=25)
     scene().convert("L").save(tmp_path / "grey.jpg", quality=95)
-    check(tmp_path / "grey.jpg", corner=[round(.299 * 250 + .587 * 10 + .114 * 20)] * 3)
+    luma = round(.299 * 250 + .587 * 10 + .114 * 20)  # of RED
+    check(tmp_path / "grey.jpg", corner=[luma] * 3)
     scene().convert("1").save(tmp_path / "bits.png")
-    assert set(data.read_image(tmp_path / "bits.png").get_flattened_data()) <= {(0, 0, 0), (255, 255, 255)}
+    assert set(data.read_image(tmp_path / "bits.png").get_flattened_data()) <= {(0, 0, 0), WHITE}
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
@@ -55,8 +67,9 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
 
 
 def test_what_is_transparent_is_white(tmp_path):
-    clear, half = Image.new("RGBA", (8, 8), (*RED, 0)), Image.new("RGBA", (8, 8), (0, 0, 0, 128))
+    clear = Image.new("RGBA", (8, 8), (*RED, 0))
     clear.save(tmp_path / "clear.png")
+    half = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
     half.save(tmp_path / "half.png")
     half.convert("LA").save(tmp_path / "half-la.png")
     Image.new("L", (8, 8), 9).save(tmp_path / "key.png", transparency=9)
@@ -64,8 +77,8 @@ def test_what_is_transparent_is_white(tmp_path):
     gif.putpalette([0, 0, 0, *RED])
     gif.save(tmp_path / "clear.gif", transparency=1)
     gif.save(tmp_path / "red.gif", transparency=0)
-    for name, colour in [("clear.png", (255,) * 3), ("half.png", (127,) * 3), ("half-la.png", (127,) * 3),
-                         ("key.png", (255,) * 3), ("clear.gif", (255,) * 3), ("red.gif", RED)]:
+    for name, colour in [("clear.png", WHITE), ("half.png", (127,) * 3), ("half-la.png", (127,) * 3),
+                         ("key.png", WHITE), ("clear.gif", WHITE), ("red.gif", RED)]:
         check(tmp_path / name, (8, 8), colour, tolerance=1)
 
 
@@ -76,10 +89,11 @@ def test_what_is_transparent_is_white(tmp_path):
 def test_exif_turns_it_upright(tmp_path, orientation, red_corner, suffix):
     """Orientation names where the stored row 0 and column 0 are shown: 6 is right and top, so top right."""
     exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif[ORIENTATION] = orientation
     scene().save(tmp_path / f"turned.{suffix}", exif=exif, quality=95)
     image = data.read_image(tmp_path / f"turned.{suffix}")
     assert image.size == ((48, 32) if orientation < 5 else (32, 48))
+
     y = 3 if "top" in red_corner else image.height - 4
     x = 3 if "left" in red_corner else image.width - 4
     assert image.getpixel((x, y))[0] > 200
@@ -94,19 +108,26 @@ def test_tiny_animated_and_odd_tags(tmp_path):
     Image.new("RGB", (8, 8), RED).save(tmp_path / "two.gif", save_all=True, append_images=[black])
     check(tmp_path / "two.gif", (8, 8))  # the first frame
     exif = Image.Exif()
-    exif[0x0112] = 77
+    exif[ORIENTATION] = 77
     Image.new("RGB", (8, 8), RED).save(tmp_path / "tag.jpg", exif=exif)
     check(tmp_path / "tag.jpg", (8, 8))  # no such orientation: as it is
 
 
+def test_as_thin_as_the_image_processor_takes(tmp_path):
+    Image.new("RGB", (400, 2), RED).save(tmp_path / "thin.png")
+    assert data.read_image(tmp_path / "thin.png").size == (400, 2)
+    Image.new("RGB", (2, 401), RED).save(tmp_path / "thread.png")
+    with pytest.raises(data.BadImage, match="2 x 401 pixels are too thin for a grid of patches"):
+        data.read_image(tmp_path / "thread.png")
+
+
 def test_unreadable_images_raise_bad_image_with_their_name(tmp_path):
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     for suffix in ("jpg", "png", "gif", "webp"):
-        noise.save(tmp_path / f"whole.{suffix}")
+        noise().save(tmp_path / f"whole.{suffix}")
         content = (tmp_path / f"whole.{suffix}").read_bytes()
         (tmp_path / f"cut.{suffix}").write_bytes(content[:len(content) // 2])
     png = io.BytesIO()
-    noise.save(png, "PNG")
+    noise().save(png, "PNG")
     (tmp_path / "damaged.png").write_bytes(png.getvalue()[:200] + bytes(100) + png.getvalue()[300:])
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("<html>not found</html>")
@@ -120,3 +141,17 @@ def test_unreadable_images_raise_bad_image_with_their_name(tmp_path):
         with pytest.raises(data.BadImage, match=name) as e:
             data.read_image(tmp_path / name)
         assert "\n" not in str(e.value)
+
+
+def test_the_readable_examples_their_images_and_a_line_for_each_other(tmp_path):
+    Image.new("RGB", (3, 5), RED).save(tmp_path / "red.png")
+    Image.new("RGB", (7, 5), BLUE).save(tmp_path / "blue.png")
+    examples = []
+    for name in ("red.png", "absent.png", "blue.png"):
+        examples.append(data.Example(name, "label", "domain", partial(data.read_image, tmp_path / name)))
+    readable, images, unreadable = data.read_images(examples)
+    assert [example.id for example in readable] == ["red.png", "blue.png"]
+    assert [image.size for image in images] == [(3, 5), (7, 5)]
+    assert len(unreadable) == 1
+    assert unreadable[0].startswith(f"cannot read the image {tmp_path}/absent.png: ")
+    assert data.read_images([]) == ([], [], [])

@@ -1,5 +1,6 @@
 """Downloads from a real server on loopback: whole, broken, resumed, wrong, and archives that mean harm."""
 
+import dataclasses
 import hashlib
 import http.server
 import io
@@ -17,22 +18,27 @@ from readers import download, published
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files` {path: bytes}. `breaks`: the reply stops after that many bytes, once for each entry."""
+    """Serves bytes, in parts where they are asked for."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.ranges, self.breaks, self.knows_ranges = {}, [], [], True
         self.url = f"http://127.0.0.1:{self.server_port}/"
+        self.files = {}           # path: bytes
+        self.ranges = []          # where each request wanted to start
+        self.breaks = []          # a reply stops after that many bytes, once for each entry
+        self.knows_ranges = True  # if not: all of a file, wherever it was to start
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        server, content = self.server, self.server.files.get(self.path[1:])
+        server = self.server
+        content = server.files.get(self.path[1:])
         start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
         server.ranges.append(start)
         if content is None:
             return self.send_error(404)
-        start = start if server.knows_ranges else 0
+        if not server.knows_ranges:
+            start = 0
         if start and start >= len(content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(content)}")
@@ -43,7 +49,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if server.knows_ranges:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
-        self.wfile.write(content[start:][:server.breaks.pop(0) if server.breaks else None])
+        reply = content[start:]
+        if server.breaks:
+            reply = reply[:server.breaks.pop(0)]
+        self.wfile.write(reply)
 
     def log_message(self, *args):
         pass
@@ -67,38 +76,47 @@ MD5 = hashlib.md5(BODY).hexdigest()
 def test_whole_file_and_progress_is_not_in_the_way(server, tmp_path):
     server.files["a.bin"] = BODY
     download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
-    assert (tmp_path / "a.bin").read_bytes() == BODY and [f.name for f in tmp_path.iterdir()] == ["a.bin"]
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+    assert [f.name for f in tmp_path.iterdir()] == ["a.bin"]
     download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
     assert server.ranges == [0]  # there already: nobody was asked
 
 
 def test_a_broken_transfer_goes_on_where_it_stopped(server, tmp_path):
-    server.files["a.bin"], server.breaks = BODY, [100_000, 50_000]
+    server.files["a.bin"] = BODY
+    server.breaks = [100_000, 50_000]
     for kept in (100_000, 150_000):
         with pytest.raises(OSError, match=f"broke off at {kept} of 300000 bytes; run it again to go on") as e:
             download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
         assert "\n" not in str(e.value)
-        assert (tmp_path / "a.bin.part").read_bytes() == BODY[:kept] and not (tmp_path / "a.bin").exists()
+        assert (tmp_path / "a.bin.part").read_bytes() == BODY[:kept]
+        assert not (tmp_path / "a.bin").exists()
     download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
-    assert (tmp_path / "a.bin").read_bytes() == BODY and server.ranges == [0, 100_000, 150_000]
+    assert (tmp_path / "a.bin").read_bytes() == BODY
+    assert server.ranges == [0, 100_000, 150_000]
     assert not (tmp_path / "a.bin.part").exists()
 
 
 def test_a_server_that_ignores_ranges_starts_over(server, tmp_path):
-    server.files["a.bin"], server.breaks, server.knows_ranges = BODY, [100_000], False
+    server.files["a.bin"] = BODY
+    server.breaks = [100_000]
+    server.knows_ranges = False
     with pytest.raises(OSError, match="broke off"):
         download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
     download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
-    assert server.ranges == [0, 100_000] and (tmp_path / "a.bin").read_bytes() == BODY
+    assert server.ranges == [0, 100_000]
+    assert (tmp_path / "a.bin").read_bytes() == BODY
 
 
 def test_without_an_md5_a_file_is_fetched_from_its_start(server, tmp_path):
     """Nothing would tell a whole from two halves of different files."""
-    server.files["a.bin"], server.breaks = BODY, [100_000]
+    server.files["a.bin"] = BODY
+    server.breaks = [100_000]
     with pytest.raises(OSError, match="broke off"):
         download.fetch(server.url + "a.bin", tmp_path / "a.bin")
     download.fetch(server.url + "a.bin", tmp_path / "a.bin")
-    assert server.ranges == [0, 0] and (tmp_path / "a.bin").read_bytes() == BODY
+    assert server.ranges == [0, 0]
+    assert (tmp_path / "a.bin").read_bytes() == BODY
 
 
 def test_stopped_between_the_last_byte_and_the_rename(server, tmp_path):
@@ -106,6 +124,7 @@ def test_stopped_between_the_last_byte_and_the_rename(server, tmp_path):
     (tmp_path / "a.bin.part").write_bytes(BODY)
     download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
     assert (tmp_path / "a.bin").read_bytes() == BODY
+
     (tmp_path / "b.bin.part").write_bytes(BODY + b"more than there is")
     server.files["b.bin"] = BODY
     with pytest.raises(OSError, match="the MD5 is .*: dropped"):
@@ -118,7 +137,21 @@ def test_a_wrong_md5_leaves_nothing_that_looks_good(server, tmp_path):
     server.files["a.bin"] = b"<html>moved</html>"
     with pytest.raises(OSError, match=f"the MD5 is .*, not {MD5}") as e:
         download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
-    assert "\n" not in str(e.value) and not list(tmp_path.iterdir())
+    assert "\n" not in str(e.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_empty_file_of_which_no_range_can_be_asked(server, tmp_path):
+    """416 says that nothing lies behind the bytes already there; without any it is an error like others."""
+    def refuse(handler):
+        handler.send_response(416)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    server.RequestHandlerClass = type("Refusing", (Handler,), {"do_GET": refuse})
+    with pytest.raises(OSError, match="416.*run it again to go on"):
+        download.fetch(server.url + "a.bin", tmp_path / "a.bin", MD5)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_such_file_and_no_server(server, tmp_path):
@@ -147,29 +180,38 @@ def packed(*members) -> bytes:
 
 def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
+    info.type = kind
+    info.linkname = target
     return info
 
 
 def test_a_set_is_fetched_unpacked_and_read_and_then_left_alone(server, tmp_path, monkeypatch, capsys):
     folder = trees.pets(tmp_path / "made")
     for part in ("images", "annotations"):
-        server.files[f"{part}.tar.gz"] = packed(*((f.relative_to(folder).as_posix(), f.read_bytes())
-                                                  for f in sorted((folder / part).rglob("*")) if f.is_file()))
+        members = []
+        for file in sorted((folder / part).rglob("*")):
+            if file.is_file():
+                members.append((file.relative_to(folder).as_posix(), file.read_bytes()))
+        server.files[f"{part}.tar.gz"] = packed(*members)
     files = {name: hashlib.md5(content).hexdigest() for name, content in server.files.items()}
-    monkeypatch.setitem(published.SETS, "pets", published.SETS["pets"]._replace(url=server.url, files=files))
+    served = dataclasses.replace(published.SETS["pets"], url=server.url, files=files)
+    monkeypatch.setitem(published.SETS, "pets", served)
+
     server.breaks = [400]
     with pytest.raises(OSError, match="broke off at 400"):
         download.download("pets", tmp_path / "root")
     download.download("pets", tmp_path / "root")
     download.download("pets", tmp_path / "root")
-    assert server.ranges == [0, 400, 0] and "Oxford-IIIT Pets is in" in capsys.readouterr().out
-    assert [e.id for e in data.load("pets", "test", tmp_path / "root")] == [
-        e.id for e in data.load("pets", "test", tmp_path / "made")]
-    assert data.load("pets", "test", tmp_path / "root")[0].image().size == (24, 16)
+    assert server.ranges == [0, 400, 0]
+    assert "Oxford-IIIT Pets is in" in capsys.readouterr().out
+    fetched = data.load("pets", "test", tmp_path / "root")
+    assert [e.id for e in fetched] == [e.id for e in data.load("pets", "test", tmp_path / "made")]
+    assert fetched[0].image().size == (24, 16)
+
     shutil.rmtree(tmp_path / "root/pets/images")  # something was lost: it is unpacked again
     download.download("pets", tmp_path / "root")
-    assert data.load("pets", "test", tmp_path / "root")[0].image() and len(server.ranges) == 3
+    assert data.load("pets", "test", tmp_path / "root")[0].image()
+    assert len(server.ranges) == 3
 
 
 @pytest.mark.parametrize("member", [
@@ -186,7 +228,8 @@ def test_no_member_leaves_the_folder_and_no_link_is_made_or_followed(tmp_path, m
     (tmp_path / "evil.tgz").write_bytes(packed(("a.txt", b"fine"), member))
     with pytest.raises(ValueError, match="evil.tgz: .* refused") as e:
         download.unpack(tmp_path / "evil.tgz", inside)
-    assert "\n" not in str(e.value) and not os.path.exists("/tmp/speciarl-out.txt")
+    assert "\n" not in str(e.value)
+    assert not os.path.exists("/tmp/speciarl-out.txt")
     assert {f.name for f in inside.iterdir()} == {"a.txt", "link"}
     assert not list((tmp_path / "elsewhere").iterdir())
     assert {f.name for f in tmp_path.iterdir()} == {"in", "elsewhere", "secret", "evil.tgz"}
@@ -199,7 +242,9 @@ def test_a_hard_link_to_something_outside_is_replaced_not_written_through(tmp_pa
     (tmp_path / "in/own").mkdir()
     (tmp_path / "a.tgz").write_bytes(packed(("a.txt", b"new"), ("own/b.txt", b"b")))
     download.unpack(tmp_path / "a.tgz", tmp_path / "in")
-    assert (tmp_path / "precious").read_text() == "precious" and (tmp_path / "in/a.txt").read_text() == "new"
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert (tmp_path / "in/a.txt").read_text() == "new"
+
     (tmp_path / "in/inner").symlink_to("own")  # a link that stays inside is not followed either
     (tmp_path / "b.tgz").write_bytes(packed(("inner/b.txt", b"other")))
     with pytest.raises(ValueError, match="refused"):
@@ -218,14 +263,17 @@ def test_a_disk_that_is_full_while_unpacking_is_named(tmp_path, monkeypatch):
 
 
 def test_a_damaged_archive_is_said_and_not_taken_for_whole(server, tmp_path, monkeypatch):
-    whole = packed(*((f"CUB_200_2011/{i}.bin", os.urandom(2000)) for i in range(20)))
-    known = data.CUB._replace(url=server.url, files={"c.tgz": None})
+    members = [(f"CUB_200_2011/{i}.bin", os.urandom(2000)) for i in range(20)]
+    whole = packed(*members)
+    known = dataclasses.replace(data.CUB, url=server.url, files={"c.tgz": None})
     monkeypatch.setattr(data, "CUB", known)
-    for content in (whole[:len(whole) // 2], whole[:-4], b"none", whole[:9000] + bytes(500) + whole[9500:]):
+    overwritten = whole[:9000] + bytes(500) + whole[9500:]
+    for content in (whole[:len(whole) // 2], whole[:-4], b"none", overwritten):
         server.files["c.tgz"] = content
         with pytest.raises(OSError, match="c.tgz is damaged .*: delete it and fetch it again") as e:
             download.download("cub", tmp_path)
-        assert "\n" not in str(e.value) and not (tmp_path / "cub/.complete").exists()
+        assert "\n" not in str(e.value)
+        assert not (tmp_path / "cub/.complete").exists()
         (tmp_path / "cub" / "c.tgz").unlink()
     server.files["c.tgz"] = whole
     download.download("cub", tmp_path)
@@ -237,6 +285,7 @@ def test_what_nobody_serves():
         download.download("cars")
     with pytest.raises(ValueError, match="toy cannot be downloaded"):
         download.download("toy")
-    assert all(s.url.startswith("http") for name, s in data.published().items() if name != "cars")
-    assert all(md5 is None or len(md5) == 32 for name, s in data.published().items() if name != "cars"
-               for md5 in s.files.values())
+    for name, known in data.published().items():
+        if name != "cars":
+            assert known.url.startswith("http")
+            assert all(md5 is None or len(md5) == 32 for md5 in known.files.values())
