@@ -32,8 +32,6 @@ from toy.captions import NAMING, NAMING_UNTIL, PROMPT_SHARES, PROMPTS, SHY, capt
 from toy.shapes import DOMAINS
 from toy.world import SIZE, facts, parents, render, rng_for
 
-READ = ("base_policy", "captions", "shapes", "world")  # the files that decide what is trained
-
 # How it sees.
 PATCH = 8  # pixels, each way
 MERGE = 2  # patches to an image token, each way
@@ -278,6 +276,8 @@ def train(tokenizer, seed: int, steps: int, progress: bool) -> Qwen2_5_VLForCond
 
 # ------------------------------------------------------------------------------------------------------------
 # Its checkpoint
+
+READ = ("base_policy", "captions", "shapes", "world")  # the files that decide what is trained
 
 
 def checkpoint_name(seed: int, steps: int) -> str:

@@ -93,7 +93,8 @@ class Weather(NamedTuple):
 def draw_weather(fate: str, rng: np.random.Generator) -> Weather:
     """Draws a picture's weather. Each fate makes the same draws, whether it needs them or not.
 
-    The order of the draws decides every picture: what has been measured holds for this order alone.
+    The order of the draws decides every picture. What has been measured was measured on these pictures: in
+    another order all of it would be stale.
     """
     dimmed = rng.uniform(.04, .35)
     saturation = {"grey": 0.0, "dim": dimmed}.get(fate, 1.0)
@@ -110,7 +111,10 @@ def draw_weather(fate: str, rng: np.random.Generator) -> Weather:
 
 
 def in_weather(rgb, grey, jitter, weather: Weather) -> tuple[int, ...]:
-    """A colour as a picture shows it. The less saturation, the nearer it is to `grey`."""
+    """A colour as a picture shows it: three numbers from 0 to 255. Without saturation it is `grey`.
+
+    rgb: (3,); grey: a number or (3,); jitter: a number or (3,).
+    """
     jittered = np.add(rgb, jitter)
     faded = grey + weather.saturation * (jittered - grey)
     lit = np.clip(weather.light * faded, 0, 255)
@@ -134,6 +138,7 @@ def place(points: np.ndarray, weather: Weather) -> np.ndarray:
     centred = points - 50
     if weather.flip:
         centred = centred * (-1, 1)
+    # .94 leaves a margin for the shift
     placed = centred * weather.zoom * .94 + 50 + weather.shift
     return placed * UNIT
 
@@ -191,7 +196,7 @@ def render(domain: str, family: str, colour: str, fate: str, rng) -> tuple[Image
     pen = ImageDraw.Draw(canvas)
     pen.rectangle((0, 76 * UNIT, 100 * UNIT, 100 * UNIT), fill=inks["ground"])
 
-    # The family, shape upon shape.
+    # The family, shape upon shape. One of the shapes is the mark.
     for shape in drawing(domain, family):
         points = place(shape.points, weather)
         paint_shape(pen, shape, points, inks[shape.ink], weather.zoom)
