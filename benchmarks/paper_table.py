@@ -133,7 +133,7 @@ def deal_verdicts(train) -> None:
 
 
 def measure_nothing(module) -> None:
-    """Training ends with a measurement of its own, on fewer images: here it would be thrown away."""
+    """Training ends with a measurement of its own, which nothing here would read: `measure` does it."""
 
     def no_results(*args, **options) -> dict:
         return {}
@@ -236,25 +236,19 @@ def run_one(method: str, seed: int, split: str, out: Path, options: list[str]) -
 # The tables. A result is what one run wrote; `runs` is method -> its results, one a seed.
 
 
-def groups_of(result: dict, how: str, inside: bool) -> list[list[list]]:
-    """A run's verdicts, in domain or out of it: one list of one-answer groups a domain."""
+def verdicts_of(result: dict, how: str, inside: bool) -> list[list[Category | None]]:
+    """A run's verdicts, in domain or out of it: a list a domain, a verdict an image."""
     domains = []
     for domain, found in result[how].items():
-        if (domain == TRAINED_ON) != inside:
-            continue
-        groups = []
-        for category in found["categories"]:
-            groups.append([None if category is None else Category(category)])
-        domains.append(groups)
+        is_inside = domain == TRAINED_ON
+        if is_inside == inside:
+            domains.append([None if c is None else Category(c) for c in found["categories"]])
     return domains
 
 
 def figures(result: dict, how: str, inside: bool) -> dict[str, float]:
     """Correctness, specificity and HM; out of domain the mean of the domains' own."""
-    summaries = []
-    for groups in groups_of(result, how, inside):
-        summaries.append(summarize([category for group in groups for category in group]))
-    return average(summaries)
+    return average([summarize(verdicts) for verdicts in verdicts_of(result, how, inside)])
 
 
 def harmonic_means(results: list[dict], how: str, inside: bool) -> list[float]:
@@ -299,11 +293,12 @@ def hm_difference(results: list[dict], others: list[dict], how: str, inside: boo
     theirs = harmonic_means(others, how, inside)
     by_seed = [a - b for a, b in zip(ours, theirs)]
 
-    # Every seed's domains, each paired image by image.
-    pairs = []
+    # Every seed's domains, each paired image by image: groups of one answer.
+    datasets = []
     for result, other in zip(results, others):
-        pairs += zip(groups_of(other, how, inside), groups_of(result, how, inside))
-    low, high = difference(*pairs)["intervals"]["harmonic_mean"]
+        for first, second in zip(verdicts_of(other, how, inside), verdicts_of(result, how, inside)):
+            datasets.append(([[c] for c in first], [[c] for c in second]))
+    low, high = difference(*datasets)["intervals"]["harmonic_mean"]
     return f"{fmean(by_seed):+.3f}{error(by_seed)} [{low:+.3f} {high:+.3f}]"
 
 
@@ -419,13 +414,15 @@ def wanted_runs(parts: list[str], seeds: list[int]) -> list[tuple[str, int]]:
     # "base" first: it makes the seed's policy, which two runs at a time would both make
     runs = [("base", seed) for seed in seeds]
     for part in parts:
+        own_seeds = seeds if part == "main" else first_seeds
         for method in PARTS[part]:
-            for seed in seeds if part == "main" else first_seeds:
-                runs.append((method, seed))
+            runs += [(method, seed) for seed in own_seeds]
+
+    # what the ablations' tables show beside their own
     if set(parts) != {"main"}:
         for seed in first_seeds:
-            for method in ("speciarl", "speciarl, quorum 1/4"):
-                runs.append((method, seed))
+            runs.append(("speciarl", seed))
+            runs.append(("speciarl, quorum 1/4", seed))
     return list(dict.fromkeys(runs))
 
 

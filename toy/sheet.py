@@ -1,4 +1,7 @@
-"""A contact sheet of the embedded world, to see it by."""
+"""A contact sheet of the embedded world: what its families look like, and what becomes of the pictures.
+
+    python -m toy --sheet world.png
+"""
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -20,6 +23,7 @@ def families(domain: str, row: int) -> list[tuple[Image.Image, str, str]]:
     cells = []
     colours = list(COLOURS)
     for i, family in enumerate(FAMILIES[domain]):
+        # steps of 2 and 3: neighbours differ, beside and below, and every colour comes up
         colour = colours[(2 * i + 3 * row) % len(colours)]
         picture, _ = render(domain, family, colour, "clear", rng_for("sheet", family))
         cells.append((picture, f"{colour} {family}", domain))
@@ -51,6 +55,7 @@ def contact_sheet(path) -> None:
             pen.text((left, y + CELL + 1), label, "black", font)
             pen.text((left, y + CELL + 20), note, "grey", small)
 
+    # Two headings, then a row for each domain, its left and its right side.
     pen.text((LEFT, 10), "the families, each in one of the eight colours", "black", font)
     pen.text((RIGHT, 10), "pictures as they come: label, and what can be seen", "black", font)
     for row, domain in enumerate(DOMAINS):
