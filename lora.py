@@ -24,23 +24,40 @@ from torch import Tensor, nn
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus (alpha / rank) * B A x. Float32 master weights on a base of any dtype: they
-    are cast to the activations' dtype in forward (a float32 product would double what autograd keeps)."""
+    """A frozen linear layer W with a trained low-rank correction: y = W x + (alpha / rank) * B A x.
+
+    A is (rank, in) and B is (out, rank): where W has out * in weights, they have rank * (in + out). They are
+    kept in float32 on a base of any dtype, because one Adam step is smaller than bfloat16 can resolve.
+    """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator):
         super().__init__()
-        self.base, self.scale, self.enabled = base, alpha / rank, True
-        bound = 1 / math.sqrt(base.in_features)  # as peft's kaiming_uniform; B = 0: nothing changes yet
-        a = torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator)
-        self.lora_A = nn.Parameter(a.to(base.weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
+        self.base = base
+        self.scale = alpha / rank
+        self.enabled = True
+        device = base.weight.device
+
+        # A as peft draws it (kaiming_uniform). It is drawn on the CPU: the same numbers on every device.
+        bound = 1 / math.sqrt(base.in_features)
+        A = torch.empty(rank, base.in_features).uniform_(-bound, bound, generator=generator)
+        self.lora_A = nn.Parameter(A.to(device))  # (rank, in)
+
+        # B is 0, so B A x is 0: a fresh adapter changes nothing, and training starts at the base.
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))  # (out, rank)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)
+        y = self.base(x)  # (..., out)
         if not self.enabled:
             return y
-        low = F.linear(x, self.lora_A.to(x.dtype)).flatten(0, -2)  # (tokens, rank)
-        return torch.addmm(y.flatten(0, -2), low, self.lora_B.to(x.dtype).t(), alpha=self.scale).view_as(y)
+
+        # In the activations' dtype: float32 products would double what autograd keeps for backward.
+        A = self.lora_A.to(x.dtype)
+        B = self.lora_B.to(x.dtype)
+        low = F.linear(x, A).flatten(0, -2)  # (tokens, rank)
+
+        # y + scale * (low @ B.T), in one call: the product needs no (tokens, out) of its own.
+        corrected = torch.addmm(y.flatten(0, -2), low, B.t(), alpha=self.scale)  # (tokens, out)
+        return corrected.view_as(y)
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> None:
@@ -51,15 +68,41 @@ def add_lora(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> None:
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     decoder = model.get_decoder()
+    # A list, since the tree of modules changes under the loop.
     for name, module in list(decoder.named_modules()):
         if isinstance(module, nn.Linear):
             parent, _, child = name.rpartition(".")
-            setattr(decoder.get_submodule(parent), child, LoRALinear(module, rank, alpha, generator))
+            adapted = LoRALinear(module, rank, alpha, generator)
+            setattr(decoder.get_submodule(parent), child, adapted)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
     """Module path -> LoRALinear, in model order."""
-    return {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+
+
+@contextmanager
+def adapters_off(model: nn.Module):
+    """Inside, the model is the reference: bit for bit the frozen base.
+
+    That holds because W is never touched. An adapter that is merged into bfloat16 weights and taken out again
+    leaves other weights behind.
+    """
+    layers = lora_layers(model).values()
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enabled = True
+
+
+# ------------------------------------------------------------------------------------------------------------
+# PEFT's file format
+#
+# A folder with adapter_model.safetensors, the tensors A and B of each layer, and adapter_config.json, where
+# they go and their scale.
 
 
 def lora_state(model: nn.Module) -> dict[str, Tensor]:
@@ -71,51 +114,60 @@ def lora_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-@contextmanager
-def adapters_off(model: nn.Module):
-    """Inside, the model is the reference: bit for bit the frozen base."""
-    layers = lora_layers(model).values()
-    for layer in layers:
-        layer.enabled = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enabled = True
-
-
-def save_adapter(model: nn.Module, folder, base_name: str = "") -> None:
-    """adapter_model.safetensors and adapter_config.json as PEFT writes and reads them. The targets go in as a
-    regex: a plain list of names would also match layers of the vision tower."""
-    folder, layers = Path(folder), lora_layers(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    decoder = next(n for n, m in model.named_modules() if m is model.get_decoder())
-    targets, first = sorted({name.rsplit(".", 1)[-1] for name in layers}), next(iter(layers.values()))
-    rank = first.lora_A.shape[0]
-    config = {"peft_type": "LORA", "task_type": None, "base_model_name_or_path": base_name, "r": rank,
-              "lora_alpha": round(first.scale * rank, 6), "lora_dropout": 0.0, "bias": "none",
-              "target_modules": rf"{re.escape(decoder)}\..*\.({'|'.join(targets)})",
-              "fan_in_fan_out": False, "inference_mode": True, "init_lora_weights": True, "use_rslora": False}
-    state = {k: v.detach().cpu().contiguous() for k, v in lora_state(model).items()}
-    try:
-        save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as e:  # a full disk
-        raise OSError(f"cannot write the adapter into {folder}: {e}") from None
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
 def set_lora_state(model: nn.Module, state: dict[str, Tensor], source="the adapter") -> None:
     """Copies an adapter's tensors into the model's LoRA layers. Raises ValueError unless keys and shapes are
     exactly the model's: a key that matches nothing would otherwise load as a silent no-op."""
     own = lora_state(model)
-    odd = sorted(own.keys() ^ state.keys())
-    if odd:
-        raise ValueError(f"{source} does not fit this model: {len(odd)} keys differ, the first is {odd[0]}")
+    unmatched = sorted(own.keys() ^ state.keys())
+    if unmatched:
+        raise ValueError(f"{source} does not fit this model: {len(unmatched)} keys differ, "
+                         f"the first is {unmatched[0]}")
     for key, value in own.items():
         if value.shape != state[key].shape:
             raise ValueError(f"{source} does not fit this model: {key} is {tuple(state[key].shape)}, "
                              f"the model's {tuple(value.shape)}")
         value.data.copy_(state[key])
+
+
+def target_modules(model: nn.Module) -> str:
+    """The adapted layers as a regex on module paths.
+
+    PEFT also takes a plain list of names, but that would match layers of the vision tower too: it has a
+    down_proj of its own.
+    """
+    decoder = model.get_decoder()
+    decoder_path = next(name for name, module in model.named_modules() if module is decoder)
+    names = sorted({path.rsplit(".", 1)[-1] for path in lora_layers(model)})
+    return rf"{re.escape(decoder_path)}\..*\.({'|'.join(names)})"
+
+
+def save_adapter(model: nn.Module, folder, base_name: str = "") -> None:
+    """Writes the adapter into `folder` as PEFT writes and reads it. base_name: the base model's folder or hub
+    name. Raises OSError where it can't be written."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    first = next(iter(lora_layers(model).values()))  # all layers have one rank and one scale
+    rank = first.lora_A.shape[0]
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base_name,
+        "r": rank,
+        "lora_alpha": round(first.scale * rank, 6),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": target_modules(model),
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_rslora": False,
+    }
+    state = {key: value.detach().cpu().contiguous() for key, value in lora_state(model).items()}
+    try:
+        save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as e:  # a full disk
+        raise OSError(f"cannot write the adapter into {folder}: {e}") from None
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def adapter_config(folder) -> dict:
@@ -126,12 +178,16 @@ def adapter_config(folder) -> dict:
         raise OSError(f"no adapter in {folder}: there is no adapter_config.json")
     try:
         config = json.loads(file.read_text())
-        config["r"], config["lora_alpha"]
+        for needed in ("r", "lora_alpha"):
+            config[needed]  # raises where it is missing, or where the file holds no dict
     except (ValueError, LookupError, TypeError) as e:
         raise ValueError(f"the adapter {folder} is broken: {e!r}") from None
-    scaled = [k for k in ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern") if config.get(k)]
-    if scaled:
-        raise ValueError(f"the adapter {folder} is no plain LoRA: it has {', '.join(scaled)}")
+
+    # What PEFT would scale in another way, layer by layer or as a whole.
+    variants = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern")
+    used = [key for key in variants if config.get(key)]
+    if used:
+        raise ValueError(f"the adapter {folder} is no plain LoRA: it has {', '.join(used)}")
     return config
 
 

@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -32,12 +33,25 @@ from tqdm import tqdm
 from metrics import average, difference, summarize
 from reward import Category
 
+# Every method by name, with the options that make it, in parts. Without options: SpeciaRL in the toy preset.
 QUORUM = ["--quorum", "0.25"]
-UNTRAINED = ("base", "specific", "best of 64")
-MAIN = {"base": [], "specific": [], "best of 64": [], "sft": ["--method", "sft"],
-        "exact": ["--reward", "exact"], "graded": ["--reward", "graded"], "speciarl": [],
-        "speciarl, quorum 1/4": QUORUM}
+MAIN = {
+    "base": [],
+    "specific": [],
+    "best of 64": [],
+    "sft": [],
+    "exact": ["--reward", "exact"],
+    "graded": ["--reward", "graded"],
+    "speciarl": [],
+    "speciarl, quorum 1/4": QUORUM,
+}
 CONTROLS = {"shuffled": [], "permuted": []}
+NOISE = {
+    "noise 5 %": ["--noise", "0.05"],
+    "noise 10 %": ["--noise", "0.1"],
+    "noise 25 %": ["--noise", "0.25"],
+}
+LOSSES = {"dr_grpo": ["--loss", "dr_grpo"], "dapo": ["--loss", "dapo"]}
 
 
 def of_n(n: int) -> list[str]:
@@ -46,13 +60,42 @@ def of_n(n: int) -> list[str]:
     return ["--n", str(n), "--images-per-step", images, "--minibatch", images, "--micro-batch", images]
 
 
-OVER_N = {f"N = {n}{', quorum 1/4' if bar else ''}": of_n(n) + bar
-          for bar in ([], QUORUM) for n in (2, 4, 16, 32)}
-NOISE = {f"noise {share} %": ["--noise", str(share / 100)] for share in (5, 10, 25)}
-LOSSES = {loss: ["--loss", loss] for loss in ("dr_grpo", "dapo")}
+def over_n() -> dict[str, list[str]]:
+    """The paper's bar at each N, then the quorum's; N = 8 is in the main part."""
+    methods = {}
+    for n in (2, 4, 16, 32):
+        methods[f"N = {n}"] = of_n(n)
+    for n in (2, 4, 16, 32):
+        methods[f"N = {n}, quorum 1/4"] = of_n(n) + QUORUM
+    return methods
+
+
+OVER_N = over_n()
 PARTS = {"main": MAIN, "controls": CONTROLS, "n": OVER_N, "noise": NOISE, "losses": LOSSES}
-METHODS = {name: options for part in PARTS.values() for name, options in part.items()}
+METHODS = MAIN | CONTROLS | OVER_N | NOISE | LOSSES
+
+# The base policy itself, asked in other ways: nothing to train.
+UNTRAINED = ("base", "specific", "best of 64")
+
+# The methods of the main part that stand in an ablation's table too, under the name they have there.
+BESIDE = {
+    "controls": {"base": "base", "speciarl": "speciarl"},
+    "n": {"speciarl": "N = 8", "speciarl, quorum 1/4": "N = 8, quorum 1/4"},
+    "noise": {"speciarl": "noise 0 %"},
+    "losses": {"speciarl": "grpo"},
+}
+TITLES = {
+    "controls": "Controls",
+    "n": "Answers an image, 128 a step",
+    "noise": "Noise in the judge",
+    "losses": "Losses",
+}
+ABLATION_SEEDS = 3  # the first ones of --seeds
+
+# How answers are drawn, and at which temperature.
 HOWS = {"greedy": 0.0, "temperature 1": 1.0}
+
+TRAINED_ON = "bird"  # in domain; the others are out of it
 
 # ------------------------------------------------------------------------------------------------------------
 # One run
@@ -60,167 +103,350 @@ HOWS = {"greedy": 0.0, "temperature 1": 1.0}
 
 def deal_rewards(train) -> None:
     """Control: rewards shuffled within each group."""
-    plain, rng = train.group_rewards, random.Random(0)
-    train.group_rewards = lambda *args: rng.sample(rewards := plain(*args), len(rewards))
+    group_rewards = train.group_rewards
+    rng = random.Random(0)
+
+    def dealt(*args):
+        rewards = group_rewards(*args)
+        return rng.sample(rewards, len(rewards))
+
+    train.group_rewards = dealt
 
 
 def deal_verdicts(train) -> None:
     """Control: the step's verdicts shuffled over all its images; malformed answers stay what they are."""
-    plain, rng = train.judge_groups, random.Random(0)
+    judge_groups = train.judge_groups
+    rng = random.Random(0)
 
-    def judge_groups(*args):
-        groups = plain(*args)
-        verdicts = [c for group in groups for c in group if c is not None]
+    def dealt(*args):
+        groups = judge_groups(*args)
+        verdicts = []
+        for group in groups:
+            verdicts += [category for category in group if category is not None]
         rng.shuffle(verdicts)
-        return [[None if c is None else verdicts.pop() for c in group] for group in groups]
+        redealt = []
+        for group in groups:
+            redealt.append([None if category is None else verdicts.pop() for category in group])
+        return redealt
 
-    train.judge_groups = judge_groups
+    train.judge_groups = dealt
+
+
+def measure_nothing(module) -> None:
+    """Training ends with a measurement of its own, which nothing here would read: `measure` does it."""
+
+    def no_results(*args, **options) -> dict:
+        return {}
+
+    def no_text(*args, **options) -> str:
+        return ""
+
+    module.before_and_after = no_results
+    module.comparison = no_text
+
+
+def train_method(method: str, seed: int, folder: Path, options: list[str]) -> None:
+    """Trains one method on birds, unless the run in `folder` is whole."""
+    import train
+
+    # eval.json is written at the very end. A folder without it is of a run that was stopped.
+    if (folder / "eval.json").exists():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+
+    command = train.main
+    measure_nothing(train)
+    if method == "sft":
+        from baselines import sft
+        command = sft.main
+        measure_nothing(sft)
+    elif method == "shuffled":
+        deal_rewards(train)
+    elif method == "permuted":
+        deal_verdicts(train)
+    command(["--data", f"toy-{TRAINED_ON}", "--seed", str(seed), "--out", str(folder), "--eval-every", "0",
+             *METHODS[method], *options])
+
+
+def best_verdicts(groups: list[list]) -> list[int | None]:
+    """The best verdict of each image's answers, None where all are malformed."""
+    best = []
+    for group in groups:
+        readable = [category for category in group if category is not None]
+        best.append(max(readable, default=None))
+    return best
+
+
+def measure(policy, judge, question: str, n: int, temperature: float, seed: int, split: str) -> dict:
+    """The policy's answers to all four domains -> domain -> {"categories": the best verdict of an image's n
+    answers, "shows": what its pixels carry}, a list entry an image."""
+    import data
+    from evaluate import evaluate
+    from toy import world
+
+    domains = {}
+    for domain in world.DOMAINS:
+        examples = data.load(f"toy-{domain}", split)
+        found = evaluate(policy, judge, examples, question, n, temperature, 16, seed, rows=1024)
+        shows = []
+        for record in found["records"]:
+            index = int(record["id"].rsplit("/", 1)[1])  # toy-bird/test/17
+            _, _, shown = world.draw(domain, split, index)
+            shows.append(shown)
+        domains[domain] = {"categories": best_verdicts(found["groups"]), "shows": shows}
+    return domains
 
 
 def file_of(out: Path, method: str, seed: int, split: str) -> Path:
-    return out / f"{method.replace(' ', '_').replace('/', '-')}-{seed}-{split}.json"
+    """The file of a run's verdicts."""
+    name = method.replace(" ", "_").replace("/", "-")
+    return out / f"{name}-{seed}-{split}.json"
 
 
 def run_one(method: str, seed: int, split: str, out: Path, options: list[str]) -> None:
     """Trains, unless there is nothing to train; measures on one split; writes the file of that run."""
-    import data
-    import train
-    from evaluate import evaluate, load_policy, question_for, write_json
+    # Here and not above: the parent process, which starts the runs, needs no torch.
     from judges.taxonomy import TaxonomyJudge
+    from support.files import write_json
+    from support.opening import load_policy, question_for
     from toy import world
-    adapter, file = None, file_of(out, method, seed, split)
+
+    file = file_of(out, method, seed, split)
+    adapter = None
     if method not in UNTRAINED:
-        {"shuffled": deal_rewards, "permuted": deal_verdicts}.get(method, lambda _: None)(train)
-        # measured below instead
-        train.before_and_after, train.comparison = lambda *args: {}, lambda *args: ""
         folder = file.with_suffix(".run")
+        train_method(method, seed, folder, options)
         adapter = folder / "adapter"
-        if not (folder / "eval.json").exists():  # written at the very end
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was stopped
-            train.main(["--data", "toy-bird", "--seed", str(seed), "--out", str(folder), "--eval-every", "0",
-                        *METHODS[method], *options])
-    policy, judge = load_policy("toy", seed, adapter=adapter), TaxonomyJudge(world.parents())
-    question = question_for("specific" if method == "specific" else "base", ["toy"])
-    many = method == "best of 64"
-    results = {}
-    for how, temperature in HOWS.items():
-        if many and how == "greedy":
-            continue
-        for domain in world.DOMAINS:
-            examples = data.load(f"toy-{domain}", split)
-            found = evaluate(policy, judge, examples, question, 64 if many else 1, temperature, 16, seed,
-                             rows=1024)
-            best = [max((c for c in group if c is not None), default=None) for group in found["groups"]]
-            shows = [world.draw(domain, split, int(r["id"].rsplit("/", 1)[1]))[2] for r in found["records"]]
-            results.setdefault(how, {})[domain] = {"categories": best, "shows": shows}
+
+    policy = load_policy("toy", seed, adapter=adapter)
+    judge = TaxonomyJudge(world.parents())
+    prompt = "specific" if method == "specific" else "base"
+    question = question_for(prompt, ["toy"])
+    if method == "best of 64":
+        # greedily all 64 answers are one
+        results = {"temperature 1": measure(policy, judge, question, 64, 1.0, seed, split)}
+    else:
+        results = {}
+        for how, temperature in HOWS.items():
+            results[how] = measure(policy, judge, question, 1, temperature, seed, split)
     write_json(file, results)
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The tables
+# The tables. A result is what one run wrote; `runs` is method -> its results, one a seed.
 
 
-def groups_of(result: dict, how: str, inside: bool) -> list[list[list]]:
-    """A run's verdicts, one list of one-answer groups a domain. In domain: birds."""
-    return [[[None if c is None else Category(c)] for c in found["categories"]]
-            for domain, found in result[how].items() if (domain == "bird") == inside]
+def verdicts_of(result: dict, how: str, inside: bool) -> list[list[Category | None]]:
+    """A run's verdicts, in domain or out of it: a list a domain, a verdict an image."""
+    domains = []
+    for domain, found in result[how].items():
+        is_inside = domain == TRAINED_ON
+        if is_inside == inside:
+            domains.append([None if c is None else Category(c) for c in found["categories"]])
+    return domains
 
 
-def figures(result: dict, how: str, inside: bool) -> list[float]:
-    """C, S and HM; out of domain the mean of the domains' own."""
-    sets = groups_of(result, how, inside)
-    return list(average([summarize([c for group in groups for c in group]) for groups in sets]).values())
+def figures(result: dict, how: str, inside: bool) -> dict[str, float]:
+    """Correctness, specificity and HM; out of domain the mean of the domains' own."""
+    return average([summarize(verdicts) for verdicts in verdicts_of(result, how, inside)])
 
 
-def error(values) -> str:
-    return f" ± {stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
+def harmonic_means(results: list[dict], how: str, inside: bool) -> list[float]:
+    """The HM of each seed."""
+    return [figures(result, how, inside)["harmonic_mean"] for result in results]
+
+
+def error(values: list[float]) -> str:
+    """The standard error over seeds, as text; nothing for one seed."""
+    if len(values) < 2:
+        return ""
+    return f" ± {stdev(values) / len(values) ** 0.5:.3f}"
+
+
+def three_figures(results: list[dict], how: str, inside: bool) -> str:
+    """Correctness / specificity / **HM**, means over seeds."""
+    seeds = [figures(result, how, inside) for result in results]
+    correctness = fmean(seed["correctness"] for seed in seeds)
+    specificity = fmean(seed["specificity"] for seed in seeds)
+    hm = harmonic_means(results, how, inside)
+    return f"{correctness:.3f} / {specificity:.3f} / **{fmean(hm):.3f}**{error(hm)}"
 
 
 def table(runs: dict[str, list[dict]]) -> str:
     """Markdown, a block for greedy and one for temperature 1."""
     lines = []
     for how in HOWS:
-        lines += [f"| {how} | in domain C / S / **HM** | out of domain C / S / **HM** |", "|---|---|---|"]
+        lines.append(f"| {how} | in domain C / S / **HM** | out of domain C / S / **HM** |")
+        lines.append("|---|---|---|")
         for method, results in runs.items():
             if how in results[0]:
-                cells = [zip(*(figures(r, how, inside) for r in results)) for inside in (True, False)]
-                texts = [f"{fmean(c):.3f} / {fmean(s):.3f} / **{fmean(hm):.3f}**{error(hm)}"
-                         for c, s, hm in cells]
-                lines.append(f"| {method} | " + " | ".join(texts) + " |")
+                in_domain = three_figures(results, how, inside=True)
+                out_of_domain = three_figures(results, how, inside=False)
+                lines.append(f"| {method} | {in_domain} | {out_of_domain} |")
         lines.append("")
     return "\n".join(lines)
 
 
+def hm_difference(results: list[dict], others: list[dict], how: str, inside: bool) -> str:
+    """The first's HM minus the other's: mean and standard error over seeds, [interval over images]."""
+    ours = harmonic_means(results, how, inside)
+    theirs = harmonic_means(others, how, inside)
+    by_seed = [a - b for a, b in zip(ours, theirs)]
+
+    # Every seed's domains, each paired image by image: groups of one answer.
+    datasets = []
+    for result, other in zip(results, others):
+        for first, second in zip(verdicts_of(other, how, inside), verdicts_of(result, how, inside)):
+            datasets.append(([[c] for c in first], [[c] for c in second]))
+    low, high = difference(*datasets)["intervals"]["harmonic_mean"]
+    return f"{fmean(by_seed):+.3f}{error(by_seed)} [{low:+.3f} {high:+.3f}]"
+
+
 def paired(runs: dict[str, list[dict]], against: str = "speciarl") -> str:
     """SpeciaRL's HM minus each other method's, over seeds and images."""
-    lines = [f"| HM of {against} minus that of | greedy, in | greedy, out | temperature 1, in "
-             "| temperature 1, out |", "|---|---|---|---|---|"]
+    columns = "greedy, in | greedy, out | temperature 1, in | temperature 1, out"
+    lines = [f"| HM of {against} minus that of | {columns} |"]
+    lines.append("|---|---|---|---|---|")
     for method, results in runs.items():
         if method == against:
             continue
         cells = []
         for how in HOWS:
             for inside in (True, False):
-                if how not in results[0]:
+                if how in results[0]:
+                    cells.append(hm_difference(runs[against], results, how, inside))
+                else:
                     cells.append("-")
-                    continue
-                each = [figures(a, how, inside)[2] - figures(b, how, inside)[2]
-                        for a, b in zip(runs[against], results)]
-                pairs = [pair for a, b in zip(runs[against], results)
-                         for pair in zip(groups_of(b, how, inside), groups_of(a, how, inside))]
-                low, high = difference(*pairs)["intervals"]["harmonic_mean"]
-                cells.append(f"{fmean(each):+.3f}{error(each)} [{low:+.3f} {high:+.3f}]")
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def verdicts_where(results: list[dict], how: str, shows: str) -> list[int | None]:
+    """All seeds' verdicts out of domain, on the pictures that show `shows`."""
+    verdicts = []
+    for result in results:
+        for domain, found in result[how].items():
+            if domain == TRAINED_ON:
+                continue
+            for category, shown in zip(found["categories"], found["shows"]):
+                if shown == shows:
+                    verdicts.append(category)
+    return verdicts
 
 
 def by_what_it_shows(runs: dict[str, list[dict]]) -> str:
     """Shares of answers out of domain by what the pixels carry: where the method's point is seen."""
     kinds = {"fine": "the fine cue", "family": "the family only", "domain": "the domain only"}
-    lines = ["| out of domain: Wrong / right and fine, where the picture shows | "
-             + " | ".join(kinds.values()) + " |", "|---|---|---|---|"]
+    columns = " | ".join(kinds.values())
+    lines = [f"| out of domain: Wrong / right and fine, where the picture shows | {columns} |"]
+    lines.append("|---|---|---|---|")
     for how in HOWS:
         for method, results in runs.items():
             if how not in results[0]:
                 continue
             cells = []
             for kind in kinds:
-                said = [c for r in results for domain, found in r[how].items() if domain != "bird"
-                        for c, shown in zip(found["categories"], found["shows"]) if shown == kind]
-                wrong = fmean(c is None or c == Category.WRONG for c in said)
-                fine = fmean(c is not None and c >= Category.SPECIFIC for c in said)
+                verdicts = verdicts_where(results, how, kind)
+                wrong = fmean(c is None or c == Category.WRONG for c in verdicts)
+                fine = fmean(c is not None and c >= Category.SPECIFIC for c in verdicts)
                 cells.append(f"{wrong:.3f} / {fine:.3f}")
             lines.append(f"| {how}: {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def show(parts: list[str], read, seeds: list[int]) -> None:
-    """Prints the tables; read(methods, seeds) -> method -> results by seed."""
-    some = seeds[:3]
-    if "main" in parts:
-        runs = read(MAIN, seeds)
-        print(f"### Methods, seeds {seeds}\n\n{table(runs)}\n{paired(runs)}\n{by_what_it_shows(runs)}")
-        for how in HOWS:  # seed by seed, for those who don't trust means
-            for method, results in runs.items():
-                if how in results[0]:
-                    hm = [[figures(r, how, inside)[2] for inside in (True, False)] for r in results]
-                    print(f"HM in/out by seed, {how}, {method}: "
-                          + " ".join(f"{i:.3f}/{o:.3f}" for i, o in hm))
-    for part, title, named in (
-            ("controls", "Controls", {"base": "base", "speciarl": "speciarl"}),
-            ("n", "Answers an image, 128 a step", {"speciarl": "N = 8",
-                                                   "speciarl, quorum 1/4": "N = 8, quorum 1/4"}),
-            ("noise", "Noise in the judge", {"speciarl": "noise 0 %"}),
-            ("losses", "Losses", {"speciarl": "grpo"})):
-        if part in parts:
-            runs = {named[m]: r for m, r in read(named, some).items()} | read(PARTS[part], some)
-            if part == "n":
-                number = {name: int(name.split()[2].strip(",")) for name in runs}
-                runs = dict(sorted(runs.items(), key=lambda r: ("quorum" in r[0], number[r[0]])))
-            print(f"\n### {title}, seeds {some}\n\n{table(runs)}")
+def seed_by_seed(runs: dict[str, list[dict]]) -> str:
+    """Each seed's HM, for those who don't trust means."""
+    lines = []
+    for how in HOWS:
+        for method, results in runs.items():
+            if how not in results[0]:
+                continue
+            in_domain = harmonic_means(results, how, inside=True)
+            out_of_domain = harmonic_means(results, how, inside=False)
+            pairs = [f"{i:.3f}/{o:.3f}" for i, o in zip(in_domain, out_of_domain)]
+            lines.append(f"HM in/out by seed, {how}, {method}: " + " ".join(pairs))
+    return "\n".join(lines)
 
 
-def main() -> None:
+def read_runs(out: Path, split: str, methods, seeds: list[int]) -> dict[str, list[dict]]:
+    """Method -> what its runs wrote, one a seed."""
+    runs = {}
+    for method in methods:
+        runs[method] = [json.loads(file_of(out, method, seed, split).read_text()) for seed in seeds]
+    return runs
+
+
+def by_n(method: str) -> tuple[bool, int]:
+    """The place of "N = 16, quorum 1/4" in its table: the quorum's rows last, each by N."""
+    n = method.split()[2].strip(",")
+    return "quorum" in method, int(n)
+
+
+def print_main(out: Path, split: str, seeds: list[int]) -> None:
+    runs = read_runs(out, split, MAIN, seeds)
+    print(f"### Methods, seeds {seeds}\n")
+    print(table(runs))
+    print(paired(runs))
+    print(by_what_it_shows(runs))
+    print(seed_by_seed(runs))
+
+
+def print_ablation(part: str, out: Path, split: str, seeds: list[int]) -> None:
+    """The table of one part, with the methods of the main part that belong in it."""
+    beside = BESIDE[part]
+    runs = {}
+    for method, results in read_runs(out, split, beside, seeds).items():
+        runs[beside[method]] = results
+    runs |= read_runs(out, split, PARTS[part], seeds)
+    if part == "n":
+        runs = {method: runs[method] for method in sorted(runs, key=by_n)}
+    print(f"\n### {TITLES[part]}, seeds {seeds}\n")
+    print(table(runs))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# All runs
+
+
+def wanted_runs(parts: list[str], seeds: list[int]) -> list[tuple[str, int]]:
+    """The runs (method, seed) that the parts' tables need, each once."""
+    first_seeds = seeds[:ABLATION_SEEDS]
+    # "base" first: it makes the seed's policy, which two runs at a time would both make
+    runs = [("base", seed) for seed in seeds]
+    for part in parts:
+        own_seeds = seeds if part == "main" else first_seeds
+        for method in PARTS[part]:
+            runs += [(method, seed) for seed in own_seeds]
+
+    # what the ablations' tables show beside their own
+    if set(parts) != {"main"}:
+        for seed in first_seeds:
+            runs.append(("speciarl", seed))
+            runs.append(("speciarl, quorum 1/4", seed))
+    return list(dict.fromkeys(runs))
+
+
+def start(args, run: tuple[str, int]) -> None:
+    """One run in a process of its own. What it prints goes into a file beside its verdicts."""
+    method, seed = run
+    command = [sys.executable, __file__, "--one", method, "--seeds", str(seed), "--split", args.split,
+               "--out", args.out, f"--options={args.options}"]
+    log = file_of(Path(args.out), method, seed, args.split).with_suffix(".txt")
+    with log.open("w") as lines:
+        done = subprocess.run(command, stdout=lines, stderr=lines)
+    if done.returncode:
+        raise SystemExit(f"{method}, seed {seed} failed: see {log}")
+
+
+def keep_options(out: Path, split: str, options: str) -> None:
+    """A table is of one recipe: ends the program where the runs in `out` had other options."""
+    told = out / f"options-{split}.txt"
+    if told.exists() and told.read_text() != options:
+        sys.exit(f"paper_table.py: runs in {out} had the options {told.read_text()!r}: give another --out")
+    told.write_text(options)
+
+
+def parse_arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", default="runs/table", help="folder of the runs (default: runs/table)")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="ablations: the first three")
@@ -228,8 +454,12 @@ def main() -> None:
     p.add_argument("--split", default="test", choices=("val", "test"), help="images measured (default: test)")
     p.add_argument("--options", default="", help="further options of train.py, in one string")
     p.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    p.add_argument("--one", help=argparse.SUPPRESS)
-    args = p.parse_args()
+    p.add_argument("--one", help=argparse.SUPPRESS)  # the method that a child process runs
+    return p.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
     out = Path(args.out)
     if args.jobs < 1:
         sys.exit(f"paper_table.py: --jobs must be at least 1, got {args.jobs}")
@@ -237,40 +467,32 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         sys.exit(f"paper_table.py: --out {out} can't be a folder: {e}")
+
     if args.one:
         import torch
         torch.set_num_threads(1)
-        return run_one(args.one, args.seeds[0], args.split, out, shlex.split(args.options))
+        run_one(args.one, args.seeds[0], args.split, out, shlex.split(args.options))
+        return
 
-    told = out / f"options-{args.split}.txt"  # a table is of one recipe
-    if told.exists() and told.read_text() != args.options:
-        sys.exit(f"paper_table.py: runs in {out} had the options {told.read_text()!r}: give another --out")
-    told.write_text(args.options)
-
-    # "base" first: it makes the seed's policy, which two runs at a time would both make
-    jobs = [("base", s) for s in args.seeds]
-    jobs += [(m, s) for part in args.parts for m in PARTS[part]
-             for s in (args.seeds if part == "main" else args.seeds[:3])]
-    if set(args.parts) - {"main"}:
-        jobs += [(m, s) for s in args.seeds[:3] for m in ("speciarl", "speciarl, quorum 1/4")]
-    missing = [j for j in dict.fromkeys(jobs) if not file_of(out, *j, args.split).exists()]
-
-    def start(job):
-        method, seed = job
-        command = [sys.executable, __file__, "--one", method, "--seeds", str(seed), "--split", args.split,
-                   "--out", str(out), f"--options={args.options}"]
-        with file_of(out, *job, args.split).with_suffix(".txt").open("w") as log:
-            if subprocess.run(command, stdout=log, stderr=log).returncode:
-                raise SystemExit(f"{method}, seed {seed} failed: see {log.name}")
-
+    keep_options(out, args.split, args.options)
+    missing = []
+    for method, seed in wanted_runs(args.parts, args.seeds):
+        if not file_of(out, method, seed, args.split).exists():
+            missing.append((method, seed))
     try:
         with ThreadPoolExecutor(args.jobs) as pool:
-            list(tqdm(pool.map(start, missing), total=len(missing), desc="runs", unit="run"))
+            finished = pool.map(partial(start, args), missing)
+            for _ in tqdm(finished, total=len(missing), desc="runs", unit="run"):
+                pass
     except KeyboardInterrupt:
         sys.exit("paper_table.py: stopped; the same command goes on")
+
     print(f"{args.split} images, train.py {args.options or '(toy preset)'}\n")
-    show(args.parts, lambda methods, seeds: {m: [json.loads(file_of(out, m, s, args.split).read_text())
-                                                 for s in seeds] for m in methods}, args.seeds)
+    if "main" in args.parts:
+        print_main(out, args.split, args.seeds)
+    for part in TITLES:
+        if part in args.parts:
+            print_ablation(part, out, args.split, args.seeds[:ABLATION_SEEDS])
 
 
 if __name__ == "__main__":

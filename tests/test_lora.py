@@ -1,5 +1,6 @@
 import json
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -80,16 +81,16 @@ def test_adapter_file_has_pefts_keys_and_comes_back(policy, tmp_path):
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["peft_type"], config["r"], config["lora_alpha"], config["bias"]) == ("LORA", 4, 8, "none")
     assert config["base_model_name_or_path"] == "base/name"
-    names = [n.replace(".base", "") for n, m in policy.model.named_modules()
-             if isinstance(m, torch.nn.Linear)]
+    linears = [n for n, m in policy.model.named_modules() if isinstance(m, torch.nn.Linear)]
+    names = [name.replace(".base", "") for name in linears]
     matched = [n for n in names if re.fullmatch(config["target_modules"], n)]  # as peft matches a string
     assert matched == list(lora_layers(policy.model))
 
     other = policies.from_parts(tiny.model(tiny.tokenizer()), tiny.processor())
     lora.add_lora(other.model, 4, 8, seed=9)
     lora.set_lora_state(other.model, state)
-    assert all(torch.equal(a, b)
-               for a, b in zip(lora_state(policy.model).values(), lora_state(other.model).values()))
+    back = lora_state(other.model)
+    assert all(torch.equal(value, back[key]) for key, value in lora_state(policy.model).items())
 
 
 def test_an_adapter_that_does_not_fit_is_refused(policy):
@@ -109,7 +110,13 @@ def test_copied_alone_it_adapts_any_transformers_language_model(tmp_path, judge_
 import torch
 from transformers import AutoModelForCausalLM
 from lora import add_lora, adapters_off, load_adapter, lora_layers, save_adapter
-base, ids = lambda: AutoModelForCausalLM.from_pretrained({str(judge_folder)!r}).eval(), torch.arange(9)[None]
+
+
+def base():
+    return AutoModelForCausalLM.from_pretrained({str(judge_folder)!r}).eval()
+
+
+ids = torch.arange(9)[None]
 model = base()
 add_lora(model, rank=2, alpha=4)
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
@@ -128,11 +135,12 @@ assert not torch.allclose(model(ids).logits, base()(ids).logits)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_an_adapter_that_is_gone_or_broken_says_so_in_one_line(policy, tmp_path, monkeypatch):
+def test_an_adapter_that_is_gone_or_broken_says_so_in_one_line(policy, tmp_path):
     with pytest.raises(OSError, match="no adapter in .*nothing"):
         lora.load_adapter(policy.model, tmp_path / "nothing")
     lora.save_adapter(policy.model, tmp_path)
-    weights, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    weights = tmp_path / "adapter_model.safetensors"
+    config = tmp_path / "adapter_config.json"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:len(whole) // 2])
     with pytest.raises(ValueError, match="the adapter .* is broken"):
@@ -143,18 +151,25 @@ def test_an_adapter_that_is_gone_or_broken_says_so_in_one_line(policy, tmp_path,
         with pytest.raises(ValueError, match="the adapter .* is broken"):
             lora.load_adapter(policy.model, tmp_path)
 
-    def full(*args, **kwargs):
-        raise lora.SafetensorError("No space left on device")
-    monkeypatch.setattr(lora, "save_file", full)
-    with pytest.raises(OSError, match="cannot write the adapter into .*No space left"):
-        lora.save_adapter(policy.model, tmp_path)
+
+def test_an_adapter_that_cannot_be_written_says_so_in_one_line(policy, tmp_path):
+    """A file may not grow beyond 1000 bytes here: the same kind of error as a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="cannot write the adapter into .*File too large"):
+            lora.save_adapter(policy.model, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_seeds_draw_other_adapters_and_the_scale_is_plain(checkpoint, policy, tmp_path):
-    first, second = (policies.load(checkpoint).model for _ in range(2))
+    first = policies.load(checkpoint).model
+    second = policies.load(checkpoint).model
     lora.add_lora(first, 2, 32, seed=0)
     lora.add_lora(second, 2, 32, seed=1)
-    assert not torch.equal(*(next(iter(lora_state(model).values())) for model in (first, second)))
+    drawn = [next(iter(lora_state(model).values())) for model in (first, second)]
+    assert not torch.equal(drawn[0], drawn[1])
     lora.save_adapter(policy.model, tmp_path)
     file = tmp_path / "adapter_config.json"
     config = json.loads(file.read_text())

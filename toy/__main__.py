@@ -2,19 +2,21 @@
 
     python -m toy                      train the base policy, or find it in the cache
     python -m toy --sheet world.png    and draw a contact sheet of the world
+
+Run it in the repository's folder: "-m toy" finds the folder toy/ from there only.
 """
 
 import argparse
 
 from toy.base_policy import base_policy
-from toy.world import contact_sheet
+from toy.sheet import contact_sheet
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--seed", type=int, default=0, help="of the base policy (default 0)")
-    p.add_argument("--sheet", metavar="PNG", help="also draw a contact sheet of the world")
-    args = p.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0, help="of the base policy (default 0)")
+    parser.add_argument("--sheet", metavar="PNG", help="also draw a contact sheet of the world")
+    args = parser.parse_args()
     if args.sheet:
         contact_sheet(args.sheet)
     print(base_policy(args.seed))
