@@ -1,13 +1,16 @@
-"""GRPO in plain tensors: advantages, token log-probs, k3 KL, clipped loss, aggregation.
+"""GRPO in plain tensors: advantages, token log-probs, the k3 KL, the clipped loss, aggregation.
 
-Torch only: copy this file alone; train.py shows the whole update. Shapes: B images, N completions each,
-R = B * N rows, T completion tokens (right-padded), V vocabulary, H hidden size; `mask` (R, T) is 1 up to and
-including a completion's first EOS. Equal to verl's numbers where verl has the function (there:
-compute_grpo_outcome_advantage, compute_policy_loss, kl_penalty "low_var_kl", agg_loss).
+Torch only: copy this file alone; train.py shows the whole update.
+
+Shapes: B images, N completions each, R = B * N rows, T completion tokens (right-padded), V vocabulary,
+H hidden size. `mask` (R, T) is 1 up to and including a completion's first EOS.
+
+Equal to verl's numbers where verl has the function (there: compute_grpo_outcome_advantage,
+compute_policy_loss, kl_penalty "low_var_kl", agg_loss).
 
 Where this departs from the official release (verl):
-1. A group whose rewards are all equal has advantages of exactly 0 (verl leaves rounding dust, which its eps
-   of 1e-6 amplifies; a group of one keeps its reward there, and learns nothing here).
+1. A group whose rewards are all equal has advantages of exactly 0. (verl leaves rounding dust, which its eps
+   of 1e-6 amplifies. A group of one keeps its reward there, and learns nothing here.)
 2. One denominator for the whole optimizer step, no mean per micro-batch: how a step is split changes nothing.
 3. "seq-mean-token-sum-norm" is a mean over rows too, as Dr. GRPO writes it; verl divides the sum of all rows
    by the padded length alone.
@@ -22,6 +25,10 @@ LOGRATIO_CLAMP = 20.0  # verl clamps every log-ratio here before exp: e^20 is al
 KL_CLAMP = 10.0        # and each token's k3 here: beyond it the KL has no gradient, so that share is logged
 
 
+# ------------------------------------------------------------------------------------------------------------
+# Advantages
+
+
 def group_advantages(rewards: Tensor, scale: str = "std", eps: float = 1e-6) -> Tensor:
     """(r - mean) / (std + eps) within each group; std is unbiased (ddof 1).
 
@@ -32,94 +39,57 @@ def group_advantages(rewards: Tensor, scale: str = "std", eps: float = 1e-6) -> 
         raise ValueError(f"scale must be 'std' or 'none', got {scale!r}")
     if rewards.dim() != 2:
         raise ValueError(f"rewards must be (B, N), one row per image, got shape {tuple(rewards.shape)}")
-    if rewards.dtype != torch.float64:
-        rewards = rewards.float()
+    rewards = at_least_float32(rewards)
     if not rewards.isfinite().all():
         raise ValueError("rewards must be finite: a missing verdict is no reward, leave its group out")
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+
+    # Each reward against the others of its own group.
+    advantages = rewards - rewards.mean(dim=1, keepdim=True)                                # (B, N)
     if scale == "std" and rewards.shape[1] > 1:
-        centred = centred / (rewards.std(dim=1, keepdim=True) + eps)
-    # In floating point the mean of eight 0.3s is not 0.3, and dividing by 1e-8 + 1e-6 makes dust a signal.
-    equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
-    return centred.masked_fill(equal, 0.0)
+        std = rewards.std(dim=1, keepdim=True)                                              # (B, 1)
+        advantages = advantages / (std + eps)
+
+    # Equal rewards teach nothing, exactly: in floating point the mean of eight 0.3s is not 0.3, and dividing
+    # the dust by 1e-8 + 1e-6 would make it a signal.
+    largest = rewards.amax(dim=1, keepdim=True)
+    smallest = rewards.amin(dim=1, keepdim=True)
+    return advantages.masked_fill(largest == smallest, 0.0)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Log-probs and the KL
 
 
 def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0,
                    banned: Tensor | None = None) -> Tensor:
     """Log-probability of each target under softmax(logits / temperature), log-softmax in float32: the plain
-    reference.
+    form of what chunked_logprobs does with less memory.
 
     logits: (..., T, V); targets: (..., T); banned: (V,) bool, tokens the sampler could not choose, so that
     the scored distribution is the sampled one. Returns (..., T) float32 (float64 for float64 logits).
     """
-    logits = _at_least_float32(logits) / temperature
+    logits = at_least_float32(logits) / temperature
     if banned is not None:
         logits = logits.masked_fill(banned, -torch.inf)
-    return logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-
-
-class _ChunkedLogprobs(torch.autograd.Function):
-    """log-softmax over chunks of tokens; backward makes each chunk's logits again instead of keeping them."""
-
-    @staticmethod
-    def _logits(hidden, weight, temperature, banned):
-        logits = _at_least_float32(hidden @ weight.T) / temperature
-        return logits if banned is None else logits.masked_fill_(banned, -torch.inf)
-
-    @staticmethod
-    def forward(ctx, hidden, weight, targets, temperature, banned, chunk):
-        ctx.save_for_backward(hidden, weight, targets, banned)
-        ctx.temperature, ctx.chunk = temperature, chunk
-        out = []
-        for h, t in zip(hidden.split(chunk), targets.split(chunk)):
-            logits = _ChunkedLogprobs._logits(h, weight, temperature, banned)
-            out.append(logits.log_softmax(-1).gather(-1, t[:, None])[:, 0])
-        return torch.cat(out)
-
-    @staticmethod
-    def backward(ctx, grad):
-        hidden, weight, targets, banned = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for i in range(0, len(targets), ctx.chunk):
-            part = slice(i, i + ctx.chunk)
-            probs = _ChunkedLogprobs._logits(hidden[part], weight, ctx.temperature, banned).softmax(-1)
-            # d logp[target] / d logits = onehot(target) - probs, and nothing flows into a banned logit
-            g = grad[part, None]
-            grad_logits = probs.mul_(-g).scatter_add_(-1, targets[part, None], g)
-            if banned is not None:
-                grad_logits.masked_fill_(banned, 0.0)
-            grad_logits = (grad_logits / ctx.temperature).to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = grad_logits @ weight
-            if grad_weight is not None:
-                grad_weight += grad_logits.T @ hidden[part]
-        return grad_hidden, grad_weight, None, None, None, None
-
-
-def chunked_logprobs(hidden: Tensor, lm_head_weight: Tensor, targets: Tensor, temperature: float = 1.0,
-                     banned: Tensor | None = None, chunk: int = 1024) -> Tensor:
-    """token_logprobs(hidden @ lm_head_weight.T, targets), never holding more than (chunk, V) logits.
-
-    hidden: (..., T, H); lm_head_weight: (V, H); targets: (..., T). Memory, not time: for Qwen's V of 152k the
-    logits of one image's 8 x 512 tokens would take 2.5 GB, several times over. The gradient is exact and
-    costs one more product in backward.
-    """
-    flat = _ChunkedLogprobs.apply(hidden.reshape(-1, hidden.shape[-1]), lm_head_weight, targets.reshape(-1),
-                                  temperature, banned, chunk)
-    return flat.view(targets.shape)
+    logprobs = logits.log_softmax(dim=-1)                                                   # (..., T, V)
+    return logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 def k3_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Schulman's k3 estimate of KL(policy || reference) per token: exp(d) - d - 1 with d = ref - logprobs, d
-    clamped to +-20 and the result to +-10 (verl's low_var_kl). Any shape; never negative (but for
-    float32 rounding near 0); unbiased for samples of the policy, the clamps aside."""
+    clamped to +-20 and the result to +-10 (verl's low_var_kl). Any shape; never negative (but for float32
+    rounding near 0); unbiased for samples of the policy, the clamps aside."""
     d = (ref_logprobs - logprobs).clamp(-LOGRATIO_CLAMP, LOGRATIO_CLAMP)
-    return (d.exp() - d - 1).clamp(-KL_CLAMP, KL_CLAMP)
+    kl = d.exp() - d - 1
+    return kl.clamp(-KL_CLAMP, KL_CLAMP)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The clipped policy loss
 
 
 def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor,
@@ -137,33 +107,58 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask
         raise ValueError(f"dual_clip must be above 1 (it caps the ratio), got {dual_clip}")
     mask = mask.bool()
     if advantages.dim() == 1:
-        advantages = advantages.unsqueeze(1)
-    # where, not multiplication: what stands in the padding, infinities too, has neither value nor gradient
-    difference = torch.where(mask, logprobs - old_logprobs, 0.0)
+        advantages = advantages.unsqueeze(1)                                                # (R, 1)
+
+    # The ratio of new to old probability. where, not multiplication: what stands in the padding, infinities
+    # too, has neither value nor gradient.
+    difference = torch.where(mask, logprobs - old_logprobs, 0.0)                            # (R, T)
     logratio = difference.clamp(-LOGRATIO_CLAMP, LOGRATIO_CLAMP)
     ratio = logratio.exp()
+
+    # The worse of two: the plain loss, and the loss with the ratio clipped.
     unclipped = -advantages * ratio
     clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
-    loss = torch.maximum(unclipped, clipped)
-    dual = torch.zeros_like(mask)
+    loss = torch.maximum(unclipped, clipped)                                                # (R, T)
+
+    # A bad answer that has become likely would have a loss without bound: the dual clip is its bound.
+    is_capped = torch.zeros_like(mask)
     if dual_clip is not None:
         cap = -advantages * dual_clip
-        dual = (advantages < 0) & (loss > cap)
-        loss = torch.where(advantages < 0, torch.minimum(loss, cap), loss)
-    with torch.no_grad():
-        outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
-        stats = {"ratio": masked_mean(ratio, mask), "approx_kl": masked_mean(ratio - 1 - logratio, mask),
-                 "clipfrac": masked_mean(outside, mask), "dual_clipfrac": masked_mean(dual, mask),
-                 "clamped": masked_mean(difference.abs() > LOGRATIO_CLAMP, mask),
-                 "ratio_max": torch.where(mask, ratio, 0.0).max() if mask.numel() else ratio.new_zeros(())}
+        is_bad = advantages < 0
+        is_capped = is_bad & (loss > cap)
+        loss = torch.where(is_bad, torch.minimum(loss, cap), loss)
+
+    stats = loss_statistics(ratio, logratio, difference, is_capped, mask, clip_low, clip_high)
     return torch.where(mask, loss, 0.0), stats
+
+
+@torch.no_grad()
+def loss_statistics(ratio: Tensor, logratio: Tensor, difference: Tensor, is_capped: Tensor, mask: Tensor,
+                    clip_low: float, clip_high: float) -> dict[str, Tensor]:
+    """What policy_loss says of itself; all (R, T)."""
+    is_outside = (ratio < 1 - clip_low) | (ratio > 1 + clip_high)
+    ratio_max = ratio.new_zeros(())
+    if mask.numel() > 0:
+        ratio_max = torch.where(mask, ratio, 0.0).max()
+    return {
+        "ratio": masked_mean(ratio, mask),
+        "approx_kl": masked_mean(ratio - 1 - logratio, mask),
+        "clipfrac": masked_mean(is_outside, mask),
+        "dual_clipfrac": masked_mean(is_capped, mask),
+        "clamped": masked_mean(difference.abs() > LOGRATIO_CLAMP, mask),
+        "ratio_max": ratio_max,
+    }
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over the mask's ones; 0 for an empty mask."""
     mask = mask.bool()
-    return torch.where(mask, _at_least_float32(values), 0.0).sum() / mask.sum().clamp(min=1)
+    total = torch.where(mask, at_least_float32(values), 0.0).sum()
+    return total / mask.sum().clamp(min=1)
 
+
+# ------------------------------------------------------------------------------------------------------------
+# From tokens to one number
 
 AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum-norm")
 
@@ -176,8 +171,7 @@ def loss_denominator(lengths: Tensor, mode: str, max_length: int) -> Tensor:
     - seq-mean-token-mean: the number of rows (each row is a mean already);
     - seq-mean-token-sum-norm: the number of rows times max_length (Dr. GRPO).
     """
-    if mode not in AGGREGATIONS:
-        raise ValueError(f"unknown aggregation {mode!r}: choose one of {', '.join(AGGREGATIONS)}")
+    check_aggregation(mode)
     if mode == "token-mean":
         return lengths.sum()
     rows = lengths.new_tensor(len(lengths))
@@ -187,7 +181,7 @@ def loss_denominator(lengths: Tensor, mode: str, max_length: int) -> Tensor:
 
 
 def aggregate(values: Tensor, mask: Tensor, mode: str, denominator: float | Tensor | None = None) -> Tensor:
-    """Per-token values (R, T) to one number, as verl's agg_loss: a sum over rows, divided by a denominator.
+    """Per-token values (R, T) to one number: a sum over rows, divided by a denominator.
 
     - token-mean: all tokens / number of tokens;
     - seq-mean-token-mean: each row's own token mean / number of rows;
@@ -195,13 +189,84 @@ def aggregate(values: Tensor, mask: Tensor, mode: str, denominator: float | Tens
     denominator None takes that of this tensor (loss_denominator). Passing the whole optimizer step's makes
     the losses of its micro-batches add up to the loss of the undivided step.
     """
-    if mode not in AGGREGATIONS:
-        raise ValueError(f"unknown aggregation {mode!r}: choose one of {', '.join(AGGREGATIONS)}")
+    check_aggregation(mode)
     mask = mask.bool()
-    rows = torch.where(mask, values, 0.0).sum(dim=-1)
-    lengths = mask.sum(dim=-1)
+    lengths = mask.sum(dim=-1)                                                              # (R,)
+    rows = torch.where(mask, values, 0.0).sum(dim=-1)                                       # (R,)
     if mode == "seq-mean-token-mean":
         rows = rows / lengths.clamp(min=1)
     if denominator is None:
         denominator = loss_denominator(lengths, mode, mask.shape[-1]).clamp(min=1)
     return rows.sum() / denominator
+
+
+def check_aggregation(mode: str) -> None:
+    if mode not in AGGREGATIONS:
+        raise ValueError(f"unknown aggregation {mode!r}: choose one of {', '.join(AGGREGATIONS)}")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# token_logprobs with less memory
+#
+# For Qwen's V of 152k the logits of one image's 8 x 512 tokens would take 2.5 GB, several times over. Here a
+# chunk of tokens has its logits at a time, and backward makes them again instead of keeping them.
+
+
+def chunked_logprobs(hidden: Tensor, lm_head_weight: Tensor, targets: Tensor, temperature: float = 1.0,
+                     banned: Tensor | None = None, chunk: int = 1024) -> Tensor:
+    """token_logprobs(hidden @ lm_head_weight.T, targets), never holding more than (chunk, V) logits.
+
+    hidden: (..., T, H); lm_head_weight: (V, H); targets: (..., T). The gradient is exact and costs one more
+    product in backward.
+    """
+    flat_hidden = hidden.reshape(-1, hidden.shape[-1])                                      # (tokens, H)
+    flat_targets = targets.reshape(-1)                                                      # (tokens,)
+    flat = ChunkedLogprobs.apply(flat_hidden, lm_head_weight, flat_targets, temperature, banned, chunk)
+    return flat.view(targets.shape)
+
+
+def chunk_logits(hidden: Tensor, weight: Tensor, temperature: float, banned: Tensor | None) -> Tensor:
+    """(chunk, V), in float32 at least."""
+    logits = at_least_float32(hidden @ weight.T) / temperature
+    if banned is not None:
+        logits.masked_fill_(banned, -torch.inf)
+    return logits
+
+
+class ChunkedLogprobs(torch.autograd.Function):
+    """log-softmax over chunks of tokens, with a backward of its own."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, targets, temperature, banned, chunk):
+        ctx.save_for_backward(hidden, weight, targets, banned)
+        ctx.temperature = temperature
+        ctx.chunk = chunk
+        parts = []
+        for chunk_hidden, chunk_targets in zip(hidden.split(chunk), targets.split(chunk)):
+            logprobs = chunk_logits(chunk_hidden, weight, temperature, banned).log_softmax(-1)
+            parts.append(logprobs.gather(-1, chunk_targets[:, None])[:, 0])
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        hidden, weight, targets, banned = ctx.saved_tensors
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight) if wants_weight else None
+        for start in range(0, len(targets), ctx.chunk):
+            part = slice(start, start + ctx.chunk)
+            probs = chunk_logits(hidden[part], weight, ctx.temperature, banned).softmax(-1)  # (chunk, V)
+
+            # d logp[target] / d logits = onehot(target) - probs, and nothing flows into a banned logit.
+            grad_logprobs = grad[part, None]                                                # (chunk, 1)
+            grad_logits = probs.mul_(-grad_logprobs)
+            grad_logits.scatter_add_(-1, targets[part, None], grad_logprobs)
+            if banned is not None:
+                grad_logits.masked_fill_(banned, 0.0)
+            grad_logits = (grad_logits / ctx.temperature).to(hidden.dtype)
+
+            if wants_hidden:
+                grad_hidden[part] = grad_logits @ weight
+            if wants_weight:
+                grad_weight += grad_logits.T @ hidden[part]
+        return grad_hidden, grad_weight, None, None, None, None

@@ -1,10 +1,10 @@
-"""SpeciaRL's reward: the six-category ladder and the dynamic bar c*. Needs only the standard library.
+"""SpeciaRL's reward: the six-category ladder, the image's own bar c*, the reward. Standard library only.
 
 Run `python reward.py` to see one group of answers climb to its bar.
 
-The paper's rule: the judge puts each of an image's N answers on a ladder; the best rung the group has shown
-is the image's own bar c*, and answers at or above c* earn 1, the others 0. Nobody is asked for more than the
-model just did.
+The paper's rule: the judge puts each of an image's N answers on a ladder. The best rung that the group has
+shown is the image's own bar c*. Answers at or above c* earn 1, the others 0. Nobody is asked for more than
+the model just did.
 
 Where this departs from the paper:
 1. A malformed answer (`None`) earns -1, as in the official release; the paper's rule has no such level.
@@ -30,6 +30,51 @@ class Category(IntEnum):
         return self.name.lower().replace("_", " ")
 
 
+def dynamic_bar(categories: Sequence[Category | None], quorum: float = 0.0) -> Category:
+    """The group's bar c*: the best category of its well-formed answers, between ABSTAIN and SPECIFIC.
+
+    categories: one group, N long; None is a malformed answer, which has no vote. quorum in (0, 1]: the
+    highest rung that at least max(2, ceil(quorum * n)) of the n well-formed answers reach; a group with one
+    well-formed answer keeps the paper's rule.
+    """
+    if not 0.0 <= quorum <= 1.0:
+        raise ValueError(f"quorum must lie in [0, 1], got {quorum}")
+
+    # The well-formed answers' rungs, best first. A group without any has the lowest bar.
+    rungs = [Category(category) for category in categories if category is not None]
+    rungs.sort(reverse=True)
+    if not rungs:
+        return Category.ABSTAIN
+
+    # The paper's bar is the best answer's rung; a quorum asks that several reach it.
+    voters = 1
+    if quorum > 0 and len(rungs) > 1:
+        share = quorum * len(rungs) - 1e-9  # .07 * 100 is 7.000000000000001, and means 7
+        voters = max(2, math.ceil(share))
+    best = rungs[voters - 1]  # so many reach the rung of the voters-th best
+
+    # SPECIFIC and MORE_SPECIFIC are both full marks. WRONG is no bar: a Wrong answer never earns.
+    return min(max(best, Category.ABSTAIN), Category.SPECIFIC)
+
+
+def speciarl_rewards(categories: Sequence[Category | None], quorum: float = 0.0,
+                     malformed: float = -1.0) -> list[float]:
+    """Rewards of one group (paper: 1[c >= c*]); `malformed` for None (official release: -1)."""
+    bar = dynamic_bar(categories, quorum)
+    rewards = []
+    for category in categories:
+        if category is None:
+            rewards.append(malformed)
+        elif Category(category) >= bar:
+            rewards.append(1.0)
+        else:
+            rewards.append(0.0)
+    return rewards
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What the method is compared with: static rewards, and noise in the judge
+
 # Reward of each category by its number: W, A, G, S-, S, S+ (official names: reward3, scala1, scala2, scala3).
 SCHEMES = {
     "exact": (0.0, 0.0, 0.0, 0.0, 1.0, 1.0),
@@ -39,38 +84,20 @@ SCHEMES = {
 }
 
 
-def dynamic_bar(categories: Sequence[Category | None], quorum: float = 0.0) -> Category:
-    """The group's bar c*: the best category of its well-formed answers, with MORE_SPECIFIC -> SPECIFIC (both
-    are full marks) and WRONG, or no well-formed answer, -> ABSTAIN (so that a Wrong answer never earns).
-
-    categories: one group, N long; None is a malformed answer, which has no vote. quorum in (0, 1]: the
-    highest rung that at least max(2, ceil(quorum * n)) of the n well-formed answers reach; a group with one
-    well-formed answer keeps the paper's rule.
-    """
-    if not 0.0 <= quorum <= 1.0:
-        raise ValueError(f"quorum must lie in [0, 1], got {quorum}")
-    rungs = sorted((Category(c) for c in categories if c is not None), reverse=True)
-    voters = 1
-    if quorum > 0 and len(rungs) > 1:
-        voters = max(2, math.ceil(quorum * len(rungs) - 1e-9))  # .07 * 100 is 7.000000000000001, and means 7
-    best = rungs[voters - 1] if rungs else Category.ABSTAIN  # the voters-th best: so many reach its rung
-    return min(max(best, Category.ABSTAIN), Category.SPECIFIC)
-
-
-def speciarl_rewards(categories: Sequence[Category | None], quorum: float = 0.0,
-                     malformed: float = -1.0) -> list[float]:
-    """Rewards of one group (paper: 1[c >= c*]); `malformed` for None (official release: -1)."""
-    bar = dynamic_bar(categories, quorum)
-    return [malformed if c is None else float(Category(c) >= bar) for c in categories]
-
-
 def static_rewards(categories: Sequence[Category | None], scheme: str = "exact",
                    malformed: float = -1.0) -> list[float]:
     """Rewards by a fixed table, whatever the group shows (the paper's static baselines); `malformed` for
     None."""
     if scheme not in SCHEMES:
         raise ValueError(f"unknown reward scheme {scheme!r}: choose one of {', '.join(SCHEMES)}")
-    return [malformed if c is None else SCHEMES[scheme][Category(c)] for c in categories]
+    table = SCHEMES[scheme]
+    rewards = []
+    for category in categories:
+        if category is None:
+            rewards.append(malformed)
+        else:
+            rewards.append(table[Category(category)])
+    return rewards
 
 
 def inject_noise(categories: Sequence[Category | None], probability: float, rng) -> list[Category | None]:
@@ -84,41 +111,75 @@ def inject_noise(categories: Sequence[Category | None], probability: float, rng)
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"probability must lie in [0, 1], got {probability}")
     noisy = []
-    for c in categories:
-        if c is not None and rng.random() < probability:
-            rung = min(Category(c), Category.SPECIFIC)
-            if rung == Category.WRONG:
-                step = 1
-            elif rung == Category.SPECIFIC:
-                step = -1
-            else:
-                step = 1 if rng.random() < 0.5 else -1
-            c = Category(rung + step)
-        noisy.append(c)
+    for category in categories:
+        is_drawn = category is not None and rng.random() < probability
+        noisy.append(neighbour(category, rng) if is_drawn else category)
     return noisy
+
+
+def neighbour(category: Category, rng) -> Category:
+    """A rung above or below; at an end of the ladder there is only one."""
+    rung = min(Category(category), Category.SPECIFIC)
+    if rung == Category.WRONG:
+        return Category.ABSTAIN
+    if rung == Category.SPECIFIC:
+        return Category.LESS_SPECIFIC
+    step = 1 if rng.random() < 0.5 else -1
+    return Category(rung + step)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A group as text
 
 
 def show_group(truth: str, answers: Sequence[str], categories: Sequence[Category | None],
                quorum: float = 0.0) -> str:
     """One group as text: a line an answer, drawn as high as its rung, with the bar and the reward."""
     bar = dynamic_bar(categories, quorum)
+    rewards = speciarl_rewards(categories, quorum)
     width = max(map(len, answers), default=0)
     lines = [f"truth: {truth}    bar c* = {bar.label}", ""]
-    for answer, c, r in zip(answers, categories, speciarl_rewards(categories, quorum), strict=True):
-        rung = "malformed" if c is None else Category(c).label
-        climb = ["-" if c is None else "█" if i <= c else "|" if i == bar else "·" for i in range(1, 6)]
-        lines.append(f"  {answer:<{width}}  {''.join(climb)}  {rung:<14} reward {r:+.0f}")
+    for answer, category, reward in zip(answers, categories, rewards, strict=True):
+        rung = "malformed" if category is None else Category(category).label
+        lines.append(f"  {answer:<{width}}  {climb(category, bar)}  {rung:<14} reward {reward:+.0f}")
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    C = Category
-    worked = [("an aeroplane", C.GENERIC), ("a Cessna", C.LESS_SPECIFIC), ("a Cessna 172", C.SPECIFIC),
-              ("a Piper PA-28", C.WRONG), ("I can't tell", C.ABSTAIN),
-              ("a Cessna 172S Skyhawk SP", C.MORE_SPECIFIC), ("a light aircraft", C.GENERIC),
+def climb(category: Category | None, bar: Category) -> str:
+    """Five places, one a rung above WRONG: filled up to the answer's own, with the bar where it is higher."""
+    if category is None:
+        return "-----"
+    places = ""
+    for rung in range(1, 6):
+        if rung <= category:
+            places += "█"
+        elif rung == bar:
+            places += "|"
+        else:
+            places += "·"
+    return places
+
+
+def main() -> None:
+    """The ladder, a group that reached the truth, and the same group without its best answers."""
+    truth = "Cessna 172"
+    worked = [("an aeroplane", Category.GENERIC),
+              ("a Cessna", Category.LESS_SPECIFIC),
+              ("a Cessna 172", Category.SPECIFIC),
+              ("a Piper PA-28", Category.WRONG),
+              ("I can't tell", Category.ABSTAIN),
+              ("a Cessna 172S Skyhawk SP", Category.MORE_SPECIFIC),
+              ("a light aircraft", Category.GENERIC),
               ("(no answer tag)", None)]
-    print("The ladder: " + " < ".join(c.label for c in C) + "\n")
+    shyer = [(answer, category) for answer, category in worked
+             if category is None or category < Category.SPECIFIC]
+
+    print("The ladder: " + " < ".join(category.label for category in Category) + "\n")
     print("A group that reached the truth is asked for it:\n")
-    print(show_group("Cessna 172", *zip(*worked)))
+    print(show_group(truth, *zip(*worked)))
     print("\nA group whose best is 'a Cessna' is asked for no more:\n")
-    print(show_group("Cessna 172", *zip(*(w for w in worked if w[1] is None or w[1] < C.SPECIFIC))))
+    print(show_group(truth, *zip(*shyer)))
+
+
+if __name__ == "__main__":
+    main()

@@ -67,8 +67,8 @@ def test_cub_with_a_checkpoint_and_a_language_model_judge(tmp_path, checkpoint, 
 
 def test_rows_bound_every_rollout(tmp_path, checkpoint, tree_judge, monkeypatch):
     """Validation and the final test too: what --rows is lowered for is memory, wherever it runs out."""
-    decoded, decode = [], rollout._decode
-    monkeypatch.setattr(rollout, "_decode", lambda policy, prompts, *args: decoded.append(len(prompts))
+    decoded, decode = [], rollout.decode
+    monkeypatch.setattr(rollout, "decode", lambda policy, prompts, *args: decoded.append(len(prompts))
                         or decode(policy, prompts, *args))
     train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1", "--rows", "2"))
     assert max(decoded) == 2
