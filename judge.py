@@ -81,6 +81,7 @@ def nfkc(text: str) -> str:
 
 DASH = re.compile(r"[-‐-―]")
 
+# Of a normalised answer: its apostrophes are spaces ("i don t know").
 REFUSAL = re.compile(r"""
     (?: .* \b (?:i|am|m|is|s|have|ve)[ ] )?     # "i am unsure", "it s unclear", "i have no comment"
     (?: an?[ ] )?                               # "an unknown species"
@@ -229,6 +230,7 @@ def talks_about_the_task(answer: str, words: str, truth: str, refuses: bool) -> 
 
 
 def is_only_in_answer(pattern: re.Pattern, answer: str, truth: str) -> bool:
+    """Whether the pattern is found in the answer and not in the truth."""
     return pattern.search(answer) is not None and pattern.search(truth) is None
 
 
@@ -312,14 +314,18 @@ RULES: list[Rule] = [
 
 
 def rule_against(truth: str, answer: str) -> Rule | None:
-    """The first rule that fires on a raw answer; None where none does. The truth itself always passes."""
+    """The first rule that fires on a raw answer; None where none does."""
+    # The truth itself always passes, even one that is called "specific".
     plain = normalize_label(answer)
     if plain and plain == normalize_label(truth):
         return None
+
+    # What the rules look at.
     words = DASH.sub(" ", nfkc(plain))
     refuses = is_refusal(plain)
     answer = nfkc(answer)
     truth = nfkc(truth)
+
     for rule in RULES:
         if rule(answer, words, truth, refuses):
             return rule
@@ -334,7 +340,8 @@ def precheck(truth: str, answer: str) -> Category | None:
 
 
 def settled(truth: str, answer: str) -> Category | None:
-    """The verdict on a raw pair that needs no judge: Wrong by a rule, or Specific for equal labels."""
+    """The verdict on a raw pair that needs no judge: Wrong by a rule, or Specific for equal labels. None: ask
+    one."""
     verdict = precheck(truth, answer)
     if verdict is None and normalize_label(truth) == normalize_label(answer):
         return Category.SPECIFIC
@@ -382,6 +389,7 @@ class BaseJudge:
 
 NAME = "(less[ ]specific|more[ ]specific|specific|generic|abstain|wrong)"
 
+# The three signs of a verdict, the surest first.
 MARKED = re.compile(r"""
     \b (?: (?:classification|category|verdict) ["'*`]* (?:\s+is)? \s* [:=]?     # "the verdict is wrong"
          | (?:label|answer|judge?ment) ["'*`]* \s* [:=] )                       # '{"answer": "wrong"}'
@@ -416,6 +424,7 @@ TAKEN_BACK = re.compile(r"""
     \s+ (?:is|was|seems|being|names|gives|has) \s+ (?:\w+\s+){0,2} $
     """, re.VERBOSE)
 
+# What a judge model repeats of its question: no verdict.
 ECHO = re.compile(r"""
     \b (?: truth | true[ ]label | prediction ) ["']? \s*:\s*
     (?: " [^"]*                                     # '"prediction": "specific heat"'
@@ -619,16 +628,19 @@ class LLMJudge(BaseJudge):
             prompt = "short" if is_small else "detailed"
         self.prompt = load_prompt(prompt)
 
+        # A template that leaves out the words shows every pair alike.
         example = self.render(("a", "b"))
         other = self.render(("?", "?"))
         if example == other or example.rstrip().endswith("<think>"):
             raise ValueError("this judge's chat template leaves out the words, or always thinks first")
-        self.key = repr([name or os.urandom(8), model.dtype, example])  # what a verdict depends on
+
+        # What a verdict depends on: the key under which it is remembered.
+        self.key = repr([name or os.urandom(8), model.dtype, example])
         self.lead, self.first_tokens = self.find_first_tokens(example)
 
     def ask(self, pairs: Sequence[Pair]) -> list[Category | None]:
         verdicts = []
-        for row in self.logprobs(pairs):
+        for row in self.logprobs(pairs):  # (6,)
             if row.isnan().any():
                 verdicts.append(None)
             else:
@@ -640,10 +652,13 @@ class LLMJudge(BaseJudge):
         import torch
         rows = []
         for pair in pairs:
+            # The whole prompt goes through the model; only what it would write next is wanted.
             tokens = torch.tensor([self.prompt_tokens(pair)], device=self.model.device)  # (1, P)
             with torch.no_grad():
                 output = self.model(input_ids=tokens, use_cache=False, logits_to_keep=1)
-            logits = output.logits[0, -1]  # (V,) of the token that comes next
+            logits = output.logits[0, -1]  # (V,)
+
+            # Of the whole vocabulary, the six tokens that begin a category.
             logprobs = logits.float().log_softmax(-1)  # (V,)
             rows.append(logprobs[self.first_tokens].cpu())  # (6,)
         return torch.stack(rows)
@@ -717,7 +732,7 @@ def first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def load_judge(name: str, prompt: str | None, device) -> LLMJudge:
+def load_llm(name: str, prompt: str | None, device) -> LLMJudge:
     """A chat model's judge: packed where judges/ is there, else the plain one. Raises OSError."""
     try:
         judge_class = LLMJudge
@@ -743,7 +758,7 @@ def open_judge(name: str, model: str | None = None, prompt: str | None = None, k
         from judges.server import ServerJudge
         judge = ServerJudge(name, model or "", key_file, prompt or "detailed")
     else:
-        judge = load_judge(name, prompt, device)
+        judge = load_llm(name, prompt, device)
 
     if cache:
         need_judges("a file of remembered verdicts")

@@ -39,7 +39,7 @@ def balanced_recall(table: list[list[int]], labels: Sequence[Category]) -> float
     not_wrong = len(labels) - wrong
     wrong_found = table[Category.WRONG][Category.WRONG]
     not_wrong_found = 0
-    for row in table[1:]:
+    for row in table[1:]:  # Wrong is 0, the first row and column
         not_wrong_found += sum(row[1:])
 
     recalls = []
@@ -90,11 +90,13 @@ def audit(rows: Sequence[Mapping], verdicts: Sequence[Category | None], n: int =
     if not judged:
         return f"{len(rows)} pairs, not one verdict"
 
+    # The figures.
     table = count_pairs(judged)
     hits = sum(table[category][category] for category in Category)
     accuracy = hits / len(rows)
     moved, flipped = effect_on_groups(judged, n, draws)
 
+    # The page.
     lines = [f"{len(rows)} pairs, {len(rows) - len(judged)} without a verdict",
              f"accuracy {accuracy:.3f}, macro-F1 {macro_f1(table, labels):.3f}, "
              f"balanced wrong-versus-not {balanced_recall(table, labels):.3f}",

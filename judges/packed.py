@@ -81,6 +81,7 @@ class PackedJudge(LLMJudge):
         shortest = min(map(len, prompts))
         shared = shared[:shortest - 1]
 
+        # A template may write the date: a prefix that no longer begins every prompt is encoded anew.
         still_holds = shared[:len(self.prefix)] == self.prefix
         if self.cache is None or not still_holds:
             self.encode_prefix(shared)

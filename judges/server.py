@@ -36,6 +36,7 @@ def endpoint(url: str) -> str:
     url = url.rstrip("/")
     if url.endswith("/chat/completions"):
         return url
+    # A version in the address is kept, whichever it is.
     if not re.search(r"/v\d+$", url):
         url += "/v1"
     return url + "/chat/completions"
@@ -48,7 +49,8 @@ def read_key(key_file: str | None) -> str:
     else:
         key = os.environ.get("JUDGE_API_KEY", "").strip()
     is_missing = bool(key_file) and not key
-    if is_missing or re.search(r"[^!-~]|[\\'\"]", key):  # an error message would quote it
+    # Other characters would be escaped in an error message, where the key could then not be found and hidden.
+    if is_missing or re.search(r"[^!-~]|[\\'\"]", key):
         raise ValueError("the judge's key must be one word of ASCII characters without quotes")
     return key
 
@@ -76,7 +78,8 @@ class BadStatus(OSError):
 def verdict_in(reply: bytes) -> Category:
     """The verdict in a chat completion; raises OSError for words without one."""
     words = json.loads(reply)["choices"][0]["message"]["content"]
-    if isinstance(words, list):  # parts, of which thoughts are no reply
+    # Some servers reply in parts, of which thoughts are no reply.
+    if isinstance(words, list):
         words = " ".join(part["text"] for part in words if part["type"] == "text")
     verdict = parse_category(str(words))
     if verdict is None:
@@ -120,13 +123,16 @@ class ServerJudge(BaseJudge):
 
     def ask_about(self, pair: Pair) -> Category | None:
         """One pair's verdict; None after the last try, or where the call is given up."""
-        wait = 0
+        wait = 0  # seconds that the server wants to be left alone
         for attempt in range(self.retries + 1):
+            # Other pairs have failed meanwhile, too many of them: the server is gone.
             if self.failures_in_a_row >= self.workers:
                 return None
             if attempt > 0:
                 growing = self.pause * 2 ** (attempt - 1)
                 time.sleep(max(wait, growing))
+
+            # A failure has a reason and perhaps a wait; what is no OSError is a reply of another kind.
             try:
                 verdict = self.request(pair, self.constrains)
                 self.failures_in_a_row = 0
@@ -155,10 +161,12 @@ class ServerJudge(BaseJudge):
         """One reply's verdict; raises OSError for another status than 200 and for words without a verdict."""
         response, reply = self.post(self.body(pair, constrain))
         if response.status in (400, 422) and constrain:
+            # The constraint may be what it refuses. Only a verdict without one says so: it may be the pair.
             verdict = self.request(pair, constrain=False)
-            self.constrains = False  # it was the constraint, not this pair, that the server refused
+            self.constrains = False
             return verdict
-        if response.status in (401, 403, 404):  # no retry mends a wrong key or address
+        # No retry mends a wrong key or address: the whole call is given up.
+        if response.status in (401, 403, 404):
             self.failures_in_a_row = self.workers
         if response.status != 200:
             raise BadStatus(response, reply)

@@ -362,8 +362,12 @@ def test_ask_prints_how_likely_each_category_was(judge_folder):
     assert verdict == max(printed, key=printed.get)
     probabilities = LLMJudge.load(str(judge_folder)).probabilities([("robin", "a bird")])[0]
     assert list(printed.values()) == pytest.approx(probabilities.tolist(), abs=0.002)
-    settled = command("--judge", judge_folder, "--ask", "robin", "Robin!")
-    assert (settled.returncode, settled.stdout) == (0, "specific\n")  # nobody was asked
+
+
+def test_ask_prints_no_probabilities_where_nobody_was_asked(judge_folder, capsys):
+    for answer, verdict in (("Robin!", "specific"), ("robin or wren", "wrong")):
+        judging.main(["--judge", str(judge_folder), "--ask", "robin", answer])
+        assert capsys.readouterr().out == verdict + "\n"
 
 
 def test_without_a_judge_there_is_one_thing_to_do(capsys):
@@ -420,11 +424,12 @@ def test_copied_alone_it_gives_the_same_verdicts(tmp_path, judge_folder, names, 
     close(torch.tensor(logprobs), here.logprobs(PAIRS))
 
 
-def test_copied_alone_its_command_works(tmp_path, judge_folder):
+def test_copied_alone_its_command_works(tmp_path, judge_folder, capsys):
     folder = copied(tmp_path, "reward.py", "judge.py")
     done = command("--judge", judge_folder, "--ask", "robin", "a bird", folder=folder)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == command("--judge", judge_folder, "--ask", "robin", "a bird").stdout
+    judging.main(["--judge", str(judge_folder), "--ask", "robin", "a bird"])
+    assert done.stdout == capsys.readouterr().out
     done = command("--explain", "robin", "robin or wren", folder=folder)
     assert done.returncode == 0 and done.stdout.startswith("wrong by the rule offers_a_choice")
 
