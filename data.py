@@ -217,6 +217,7 @@ def _rows(name: str, root, protocol: str) -> tuple[Path, list[Row]]:
 
 def _one_split(name: str, split: str, folder: Path, rows: list[Row]) -> list[Example]:
     """The examples of one split, out of the rows of all splits."""
+    # Where the file of a row is, and what to add where the split is empty.
     known = published().get(name)
     if known is None:
         find_image = Path.joinpath
@@ -354,7 +355,7 @@ def _numbered(file: Path) -> dict[str, str]:
 class Published:
     """A published set: how it is read, and how it is fetched."""
 
-    # Its reader.
+    # Its reader: the set's folder -> its rows.
     read: Callable[[Path], Iterable[Row]]
     # Its full name.
     title: str
@@ -395,7 +396,6 @@ def published() -> dict[str, Published]:
 
 # ------------------------------------------------------------------------------------------------------------
 # Your own images: class folders
-
 
 PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
 
@@ -580,6 +580,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # Under its own name: readers/ imports data back, and BadImage must be one class, not two.
+    # readers/ imports this file back as `data`: run that one, so that Example and BadImage exist once.
     import data
     data.main()

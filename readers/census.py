@@ -21,13 +21,16 @@ def show(args: argparse.Namespace) -> None:
     for split, examples in sets.items():
         counts[split] = Counter(example.label for example in examples)
     print_counts(counts)
+
+    # A validation set that is a part of train is counted but not decoded twice.
     if is_from_train("val", sets):
-        del sets["val"]  # not decoded twice
+        del sets["val"]
         print("val, as none is published: what the official subset leaves of train")
     for error in missing:
         print(error)
     print_classes(counts)
 
+    # Examples and pictures of the first split that is there.
     first = next(iter(sets))
     examples = sets[first]
     print(f"some of {first}:")
@@ -37,6 +40,7 @@ def show(args: argparse.Namespace) -> None:
     save_sheet(spread(examples, 24), picture)
     print(f"pictures of {first}: {picture}", flush=True)
 
+    # Every image, or an even spread of them, decoded.
     for split, examples in sets.items():
         some = spread(examples, args.limit or len(examples))
         print(f"{split}: {odd_files(some)}", flush=True)

@@ -51,10 +51,13 @@ def fetch(url: str, file: Path, md5: str | None = None) -> None:
     FILE once size and MD5 are right. Raises OSError."""
     if file.exists():
         return
+
+    # What an earlier try left is kept only where an MD5 will tell whether the halves fit.
     part = file.with_name(file.name + ".part")
     start = 0
     if md5 and part.exists():
         start = part.stat().st_size
+
     try:
         transfer(url, part, start, file.name)
     except (OSError, http.client.HTTPException) as error:
@@ -62,6 +65,7 @@ def fetch(url: str, file: Path, md5: str | None = None) -> None:
         nothing_left = start > 0 and getattr(error, "code", None) == 416
         if not nothing_left:
             raise OSError(f"{url}: {error}; run it again to go on") from None
+
     if md5:
         check_md5(url, part, md5)
     part.rename(file)
@@ -81,6 +85,7 @@ def transfer(url: str, part: Path, start: int, title: str) -> None:
                 while block := reply.read(1 << 18):
                     f.write(block)
                     progress.update(len(block))
+    # A connection that closes early ends the loop like a whole reply.
     size = part.stat().st_size
     if size < total:
         raise OSError(f"broke off at {size} of {total} bytes")

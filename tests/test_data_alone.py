@@ -89,7 +89,7 @@ def test_it_names_all_sets_that_readers_adds():
 
 
 def test_the_command_counts_an_unreadable_picture_that_readers_meets(tmp_path):
-    """data.py runs as __main__, and readers/ imports data: the BadImage raised must be the one caught."""
+    """data.py runs as __main__ and readers/ imports it back: an error of either is known to both."""
     folder = trees.pets(tmp_path) / "images"
     (folder / "Bengal_101.jpg").write_bytes(b"no picture")
     done = python(PROJECT, "data.py", "--data", "pets", "--root", str(tmp_path), "--split", "train",
