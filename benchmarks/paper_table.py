@@ -132,7 +132,7 @@ def deal_verdicts(train) -> None:
     train.judge_groups = dealt
 
 
-def measure_nothing(module) -> None:
+def measure_nothing(train) -> None:
     """Training ends with a measurement of its own, which nothing here would read: `measure` does it."""
 
     def no_results(*args, **options) -> dict:
@@ -141,8 +141,8 @@ def measure_nothing(module) -> None:
     def no_text(*args, **options) -> str:
         return ""
 
-    module.before_and_after = no_results
-    module.comparison = no_text
+    train.before_and_after = no_results
+    train.comparison = no_text
 
 
 def train_method(method: str, seed: int, folder: Path, options: list[str]) -> None:
@@ -157,9 +157,8 @@ def train_method(method: str, seed: int, folder: Path, options: list[str]) -> No
     command = train.main
     measure_nothing(train)
     if method == "sft":
-        from baselines import sft
+        from baselines import sft  # it ends its runs by train's own function
         command = sft.main
-        measure_nothing(sft)
     elif method == "shuffled":
         deal_rewards(train)
     elif method == "permuted":
