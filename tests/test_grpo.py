@@ -37,7 +37,7 @@ def test_equal_rewards_have_advantages_of_exactly_zero(reward, n, scale):
 
 
 def test_advantages_are_centred_and_each_group_is_its_own():
-    """Whitening that adds the mean back (FIELD.md, bug 4) discourages nothing."""
+    """Whitening that adds the mean back discourages nothing."""
     rewards = torch.rand(6, 8, dtype=torch.float64) + 5
     a = group_advantages(rewards)
     assert a.dtype == torch.float64 and a.mean(1).abs().max() < 1e-12
@@ -216,7 +216,7 @@ def one_token(advantage, ratio, **kwargs):
 @pytest.mark.parametrize("advantage, ratio, loss, gradient", [
     (1., 2., -1.2, 0.),        # pushed up far enough
     (1., .5, -.5, -.5),        # too low: pushed up
-    (-1., 2., 2., 2.),         # too high: pushed down (an inverted clip has 0 here: FIELD.md, bug 2)
+    (-1., 2., 2., 2.),         # too high: pushed down (an inverted clip has 0 here)
     (-1., .5, .8, 0.),         # pushed down far enough (an inverted clip has .5 here)
     (1., 1., -1., -1.), (-1., 1., 1., 1.),          # the first update: the plain policy gradient
     (1., 1.1, -1.1, -1.1), (-1., .9, .9, .9),       # inside the range
@@ -266,7 +266,7 @@ def test_loss_against_a_loop_and_advantages_per_token():
 
 
 def test_statistics_by_hand_over_the_mask_only():
-    """FIELD.md, bug 12: the padding holds ratios that would show."""
+    """Means over the mask alone: the padding holds ratios that would show."""
     ratios = torch.tensor([[2., 1., 1e9], [.5, 4., 1e-9]])
     mask = torch.tensor([[1, 1, 0], [1, 1, 0]])
     _, s = policy_loss(ratios.log(), torch.zeros(2, 3), torch.tensor([1., -1.]), mask)
