@@ -84,7 +84,7 @@ def k3_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     clamped to +-20 and the result to +-10 (verl's low_var_kl). Any shape; never negative (but for float32
     rounding near 0); unbiased for samples of the policy, the clamps aside."""
     d = (ref_logprobs - logprobs).clamp(-LOGRATIO_CLAMP, LOGRATIO_CLAMP)
-    kl = d.exp() - d - 1
+    kl = d.exp() - d - 1  # 0 or more; both ends are clamped below because verl writes it so
     return kl.clamp(-KL_CLAMP, KL_CLAMP)
 
 

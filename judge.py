@@ -5,8 +5,8 @@
     python judge.py --judge http://localhost:8000 --judge-model NAME --audit docs/judge_audit.jsonl
 
 From top to bottom: the answer in a completion; labels; the rules that make an answer Wrong before any judge
-sees it; what all judges share; the verdict in a judge model's words; the judge's prompt; the plain judge, one
-forward a pair; the command.
+sees it; what all judges share; the verdict in a judge model's words; groups; the judge's prompt; the plain
+judge, one forward a pair; opening a judge by its name; the command.
 
 Copy this file together with reward.py: that is a whole judge. The folder judges/ beside them makes it fast
 and adds servers, trees of names, remembered verdicts and the audit.
@@ -359,6 +359,10 @@ def explain(truth: str, answer: str) -> str:
     return f"no rule fires; a judge is asked about {normalize_label(truth)!r} and {normalize_label(answer)!r}"
 
 
+# ------------------------------------------------------------------------------------------------------------
+# What all judges share
+
+
 class BaseJudge:
     """What all judges share: a subclass writes `ask`, which sees distinct, normalised, unsettled pairs."""
     last_error = ""  # why there was no verdict
@@ -503,7 +507,9 @@ def parse_category(text: str) -> Category | None:
 # ------------------------------------------------------------------------------------------------------------
 # Groups
 
-JUDGE_ERROR = "judge error"  # stands in a judged group where there is no verdict; reward.py refuses it
+# In a judged group None is a malformed answer, and this stands where a judge came to no verdict (a judge
+# itself says None there). It is no Category: reward.py raises ValueError if it ever gets there.
+JUDGE_ERROR = "judge error"
 
 
 def judge_groups(judge: Judge, truths: Sequence[str], groups: Sequence[Sequence[str | None]]) -> list[list]:

@@ -264,7 +264,7 @@ def completion_logprobs(policy: Policy, prompts: list[Prompt], completions: Tens
     head = policy.model.get_output_embeddings().weight                    # (V, H)
 
     # Trailing padding costs nothing: it is cut off here and put back at the end (a negative pad cuts). Two
-    # tokens stay at least, since one token alone has no input.
+    # tokens stay at least: the input is all but the last.
     width = completions.shape[1]
     longest = max(2, int(mask.sum(1).max()))
     completions = F.pad(completions, (0, longest - width), value=policy.pad_id)

@@ -119,7 +119,7 @@ def inject_noise(categories: Sequence[Category | None], probability: float, rng)
 
 def neighbour(category: Category, rng) -> Category:
     """A rung above or below; at an end of the ladder there is only one."""
-    rung = min(Category(category), Category.SPECIFIC)
+    rung = min(Category(category), Category.SPECIFIC)  # MORE_SPECIFIC moves as SPECIFIC does
     if rung == Category.WRONG:
         return Category.ABSTAIN
     if rung == Category.SPECIFIC:

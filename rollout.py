@@ -114,7 +114,7 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
 
         # Decode, with fewer rows from here on if memory runs out.
         tensors = decode_or_halve(policy, row_prompts, uniforms, temperature, max_new_tokens, ran_out)
-        if tensors is None:
+        if tensors is None:  # and policy.rows is half of what did not fit
             ran_out = True
             max_rows = policy.rows
             continue
@@ -228,7 +228,7 @@ class Sampler(LogitsProcessor):
 
     def inverse_transform(self, logprobs: Tensor) -> Tensor:
         """(R, 1): the token at which the cumulative probability passes the row's uniform number."""
-        position = len(self.logprobs)
+        position = len(self.logprobs)                                     # counted within this `generate`
         cdf = logprobs.exp().double().cumsum(-1)                          # (R, V)
         u = self.uniforms[:, position, None] * cdf[:, -1:]                # (R, 1); the last is not exactly 1
         token = torch.searchsorted(cdf, u, right=True)                    # right: u = 0 skips p = 0

@@ -57,7 +57,7 @@ from support.tables import comparison
 
 MAX_GRAD_NORM = 1.0  # official
 
-# What --loss sets. For the first three an explicit flag wins.
+# What --loss sets. An explicit --beta, --clip-low or --clip-high wins over it.
 LOSSES = {
     "grpo": dict(beta=0.01, clip_low=0.2, clip_high=0.2, dual_clip=3.0, scale="std", mode="token-mean"),
     "dr_grpo": dict(beta=0.0, clip_low=0.2, clip_high=0.2, dual_clip=3.0, scale="none",
@@ -209,10 +209,11 @@ def update(policy: Policy, optimizer, groups: list[Group], advantages: Tensor, c
     """One step's optimizer updates, one for each minibatch.
 
     groups: B that this process holds; advantages: (B, N); places: where each group stands in the step (None:
-    one after the other). A place without a group, because it left the step or another process holds it, is a
-    hole in its minibatch: it enters neither the denominator nor a mean, and a minibatch of holes alone makes
-    no update. sampled: False for completions that the policy did not sample (baselines/sft.py); their ratio
-    is 1 in every minibatch. Returns the step's statistics, means over tokens; {} for a step of holes alone.
+    one after the other). Of minibatches of 128 images, places 0 to 127 are the first, whichever of them are
+    there. A place without a group, because it left the step or another process holds it, is a hole: it enters
+    neither the denominator nor a mean. A minibatch of holes alone makes no update. sampled: False for
+    completions that the policy did not sample (baselines/sft.py); their ratio is 1 in every minibatch. Returns
+    the step's statistics, means over tokens; {} for a step of holes alone.
     """
     loss = LOSSES[config.loss]
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
@@ -236,8 +237,8 @@ def update(policy: Policy, optimizer, groups: list[Group], advantages: Tensor, c
             if old_logprobs is None:
                 old_logprobs = logprobs.detach()
 
-            # The policy loss of each token, summed up under the denominator of the whole minibatch: how it is
-            # split into micro-batches changes nothing.
+            # The policy loss of each token, summed up under the one denominator of the whole minibatch: how
+            # it is split into micro-batches and over processes changes nothing.
             token_losses, figures = policy_loss(logprobs, old_logprobs, micro_batch.advantages, mask,
                                                 config.clip_low, config.clip_high, loss["dual_clip"])
             objective = aggregate(token_losses, mask, loss["mode"], minibatch.denominator)
