@@ -212,8 +212,8 @@ def update(policy: Policy, optimizer, groups: list[Group], advantages: Tensor, c
     one after the other). Of minibatches of 128 images, places 0 to 127 are the first, whichever of them are
     there. A place without a group, because it left the step or another process holds it, is a hole: it enters
     neither the denominator nor a mean. A minibatch of holes alone makes no update. sampled: False for
-    completions that the policy did not sample (baselines/sft.py); their ratio is 1 in every minibatch. Returns
-    the step's statistics, means over tokens; {} for a step of holes alone.
+    completions that the policy did not sample (baselines/sft.py); their ratio is 1 in every minibatch.
+    Returns the step's statistics, means over tokens; {} for a step of holes alone.
     """
     loss = LOSSES[config.loss]
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
