@@ -220,21 +220,6 @@ def before_and_after(policy: Policy, judge: Judge, tests: dict[str, list], quest
     return results
 
 
-def ask(policy, examples: list[data.Example], question: str, answer=sample,
-        **kwargs) -> tuple[list, list[Group], list[str]]:
-    """rollout.sample on the examples whose image can be read. Returns those examples, their groups, and a
-    line for each unreadable image: it is named and counted, never sampled."""
-    read, images, unreadable = [], [], []
-    for example in examples:
-        try:
-            images.append(example.image())
-            read.append(example)
-        except data.BadImage as e:
-            unreadable.append(str(e))
-    ids = [e.id for e in read]
-    return read, answer(policy, images, ids, question, **kwargs) if read else [], unreadable
-
-
 # ------------------------------------------------------------------------------------------------------------
 # One's own pictures
 
