@@ -55,7 +55,7 @@ DEFAULTS = {"judge": JUDGE, "max_new_tokens": 512, "max_pixels": 512 * 28 * 28}
 TOY_DEFAULTS = {"judge": "taxonomy", "max_new_tokens": 16, "max_pixels": None}
 
 MOST_JUDGE_ERRORS = 0.5  # a larger share of answers without a verdict ends the command
-ENOUGH_VERDICTS = 16     # fewer don't tell a few judge errors from a judge that is gone
+ENOUGH_ANSWERS = 16      # fewer don't tell a few judge errors from a judge that is gone
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -90,51 +90,51 @@ def evaluate(policy: Policy, judge: Judge, examples: list[data.Example], questio
     return {"summary": tally.summary(), "groups": groups, "records": records, "unreadable": tally.unreadable}
 
 
-def answer_in_batches(policy: Policy, judge: Judge, examples: list[data.Example], question: str, n: int = 1,
-                      temperature: float = 0.0, max_new_tokens: int = 512, seed: int = 0, rows: int = 256,
-                      label: str = "evaluate", embed=None, first: int = 0) -> Iterator[list[dict]]:
+def answer_in_batches(policy: Policy, judge: Judge, examples: list[data.Example], question: str, n: int,
+                      temperature: float, max_new_tokens: int, seed: int, rows: int, label: str, embed=None,
+                      first: int = 0) -> Iterator[list[dict]]:
     """Yields lists of records, one an image, in the order of the examples from number `first` on: a batch of
     at most `rows` answers (but one image at least) at a time. The other arguments are evaluate's."""
     images_per_batch = max(1, rows // n)
-    answer = partial(sample, policy, question=question, n=n, seed=seed, stream="evaluate",
-                     temperature=temperature, max_new_tokens=max_new_tokens, max_rows=rows)
-
     with tqdm(total=len(examples), initial=first, desc=label, unit="image", leave=False) as progress:
         while first < len(examples):
             # A batch ends where it would have, had all begun with the first image. So a command that goes on
             # decodes the same images together, and rounding gives the same answers.
             end = (first // images_per_batch + 1) * images_per_batch
             batch = examples[first:end]
-            yield answer_batch(batch, answer, judge, embed)
+
+            # rollout: n answers to each image that can be read
+            readable, images, unreadable = data.read_images(batch)
+            groups = []
+            if images:
+                ids = [example.id for example in readable]
+                groups = sample(policy, images, ids, question, n=n, seed=seed, stream="evaluate",
+                                temperature=temperature, max_new_tokens=max_new_tokens, max_rows=rows)
+
+            # judge: a category for each answer
+            truths = [example.label for example in readable]
+            judged = judge_groups(judge, truths, [group.answers for group in groups])
+
+            # The prompts' embeddings in the groups would take room in the next rollout.
+            records = batch_records(batch, readable, groups, judged, unreadable, embed)
+            del images, groups
+            yield records
             first += len(batch)
             progress.update(len(batch))
 
 
-def answer_batch(batch: list[data.Example], answer, judge: Judge, embed) -> list[dict]:
-    """A batch's records, one an image. answer(images, ids) -> groups, one an image.
-
-    The groups hold their prompts' embeddings on the GPU. They end with this function, before the next batch
-    needs the room.
-    """
-    # rollout: n answers to each image that can be read; `sample` takes no empty list
-    readable, images, unreadable = data.read_images(batch)
-    groups = []
-    if images:
-        groups = answer(images, [example.id for example in readable])
-
-    # judge: a category for each answer
-    truths = [example.label for example in readable]
-    judged = judge_groups(judge, truths, [group.answers for group in groups])
-
-    # a record for each image, in the order of the batch, in which the lines of `unreadable` stand too
-    records_by_id = {}
+def batch_records(batch: list[data.Example], readable: list[data.Example], groups: list[Group],
+                  judged: list[list], unreadable: list[str], embed) -> list[dict]:
+    """A record for each image of the batch, in its order. readable, groups, judged: those that were answered;
+    unreadable: a line for each of the others."""
+    answered = {}
     for example, group, categories in zip(readable, groups, judged):
-        records_by_id[example.id] = answer_record(example, group, categories, embed)
+        answered[example.id] = answer_record(example, group, categories, embed)
     lines = iter(unreadable)
     records = []
     for example in batch:
-        if example.id in records_by_id:
-            records.append(records_by_id[example.id])
+        if example.id in answered:
+            records.append(answered[example.id])
         else:
             records.append({"id": example.id, "unreadable": next(lines)})
     return records
@@ -380,6 +380,14 @@ def open_policy(args, command: Command, adapter: str) -> Policy:
     return load_policy(command.model, args.seed, adapter=folder, max_pixels=command.max_pixels)
 
 
+def name_pictures(args, command: Command) -> None:
+    """Prints every adapter's answers to the pictures of --image."""
+    for adapter, title in zip(command.adapters, titles(command.adapters)):
+        print(f"{command.model}, {title}:")
+        answer_pictures(open_policy(args, command, adapter), args.image, command.question, args.n,
+                        command.temperature, command.max_new_tokens, args.seed)
+
+
 def load_datasets(args) -> dict[str, list[data.Example]]:
     """Name -> Examples. Raises ValueError for one that is unknown or broken, or where two share an image;
     FileNotFoundError for one that is not there."""
@@ -394,22 +402,23 @@ def load_datasets(args) -> dict[str, list[data.Example]]:
     return datasets
 
 
-def answer_datasets(args, command: Command, datasets: dict[str, list[data.Example]]) -> dict:
-    """Every adapter's answers to every dataset: adapter -> dataset's name -> Tally. What the same command
-    wrote before is taken up, the rest is answered, judged and, with --out, kept."""
+def stored_tallies(file: Path | None, arguments: dict, adapters: list[str],
+                   datasets: dict[str, list[data.Example]]) -> dict[str, dict[str, Tally]]:
+    """Adapter -> dataset's name -> Tally of what the same command wrote before. Raises ValueError where the
+    file holds something else."""
     tallies = {}
-    for adapter in command.adapters:
+    for adapter in adapters:
         tallies[adapter] = {name: Tally() for name in datasets}
-
-    # what is stored
-    arguments = answer_arguments(args, command)
-    file = answers_file(args.out) if args.out else None
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        for adapter, name, record in stored_answers(file, arguments, command.adapters, datasets):
+        for adapter, name, record in stored_answers(file, arguments, adapters, datasets):
             tallies[adapter][name].add(record)
+    return tallies
 
-    # the rest, adapter by adapter; where nothing is left to answer, not even the model is loaded
+
+def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
+                tallies: dict[str, dict[str, Tally]], file: Path | None, arguments: dict) -> None:
+    """Answers what the tallies lack, judges it, keeps it in the file if there is one, and tallies it."""
     judge = None
     embed = None
     for adapter in command.adapters:
@@ -419,6 +428,8 @@ def answer_datasets(args, command: Command, datasets: dict[str, list[data.Exampl
             done = len(tally.groups)
             if done == len(examples):
                 continue
+
+            # Loaded when they are first needed: where nothing is left to answer, not even the model is.
             if policy is None:
                 policy = open_policy(args, command, adapter)
             if judge is None:
@@ -434,13 +445,12 @@ def answer_datasets(args, command: Command, datasets: dict[str, list[data.Exampl
                     append_answers(file, arguments, adapter, name, records)
                 for record in records:
                     tally.add(record)
-    return tallies
 
 
 def trusted_batches(batches: Iterable[list[dict]], judge: Judge, images: int) -> Iterator[list[dict]]:
     """Passes batches of records on, together `images` of them, as long as the judge can be trusted.
 
-    Records with judge errors are held back until there are verdicts enough to tell a few errors from a judge
+    Records with judge errors are held back until there are answers enough to tell a few errors from a judge
     that is gone. Raises JudgeFailed in the second case: what was held back is no result, and is not kept.
     """
     held = []
@@ -448,16 +458,16 @@ def trusted_batches(batches: Iterable[list[dict]], judge: Judge, images: int) ->
         held += batch
         images -= len(batch)
 
-        # how many of the held answers have a verdict; a malformed one needs none
-        verdicts = []
+        # an entry for each answer that is held, a judge error where there is no verdict
+        categories = []
         for record in held:
-            verdicts += record.get("categories", [])
-        errors = verdicts.count(JUDGE_ERROR)
+            categories += record.get("categories", [])
+        errors = categories.count(JUDGE_ERROR)
 
-        # With the last image there won't be more to go by.
-        if errors > 0 and len(verdicts) < ENOUGH_VERDICTS and images > 0:
+        # After the last image there won't be more to go by.
+        if errors > 0 and len(categories) < ENOUGH_ANSWERS and images > 0:
             continue
-        trust(judge, errors, len(verdicts), MOST_JUDGE_ERRORS, "answers")
+        trust(judge, errors, len(categories), MOST_JUDGE_ERRORS, "answers")
         yield held
         held = []
 
@@ -518,17 +528,18 @@ def run(args) -> None:
     command = resolve(args)
 
     if args.image:
-        for adapter, title in zip(command.adapters, titles(command.adapters)):
-            print(f"{command.model}, {title}:")
-            answer_pictures(open_policy(args, command, adapter), args.image, command.question, args.n,
-                            command.temperature, command.max_new_tokens, args.seed)
+        name_pictures(args, command)
         return
 
     datasets = load_datasets(args)
-    tallies = answer_datasets(args, command, datasets)
+    arguments = answer_arguments(args, command)
+    file = answers_file(args.out) if args.out else None
+    tallies = stored_tallies(file, arguments, command.adapters, datasets)
+    answer_rest(args, command, datasets, tallies, file, arguments)
+
     results = table_rows(tallies, args.n)
     if args.out:
-        write_json(args.out, {"arguments": answer_arguments(args, command), "results": results})
+        write_json(args.out, {"arguments": arguments, "results": results})
     print_results(args, command, results)
 
 

@@ -88,7 +88,7 @@ def parse_line(file: Path, number: int, line: bytes) -> dict:
         value = json.loads(line)
         if number == 1:
             return dict(value["arguments"])
-        value["id"]  # what every record has
+        value["id"]  # every record has one: a KeyError or a TypeError, where it is none
         return value
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{file}, line {number} is no record of an evaluation") from None

@@ -18,7 +18,7 @@ from judge import JUDGE_ERROR
 from judges.taxonomy import TaxonomyJudge
 from reward import Category as C
 from rollout import PROMPTS
-from support import tables
+from support import opening, tables
 from support.embedder import load_embedder
 from support.files import append
 from toy import world
@@ -228,6 +228,14 @@ def test_adapters_of_different_bases_are_not_measured_on_one(monkeypatch, tmp_pa
         run(monkeypatch, *argv)
     run(monkeypatch, *argv, "--model", "toy", "--out", tmp_path / "out.json")
     assert list(results(tmp_path)) == ["none", *map(str, adapters)]
+
+
+def test_the_model_is_the_named_one_or_the_adapters_base_or_what_suits_the_data():
+    assert opening.choose_model("named", ["one", "two"], ["toy-bird"]) == "named"
+    assert opening.choose_model(None, ["one"], ["toy-bird"]) == "one"
+    assert opening.choose_model(None, [], ["toy-bird", "toy"]) == "toy"
+    assert opening.choose_model(None, [], ["toy-bird", "cub"]) == opening.MODEL
+    assert opening.choose_model(None, [], []) == opening.MODEL  # pictures
 
 
 def test_a_runs_folder_stands_for_its_adapter(monkeypatch, tmp_path, adapters):
