@@ -265,16 +265,8 @@ def update(policy: Policy, optimizer, groups: list[Group], advantages: Tensor, c
             statistics.add(figures, mask)
         sum_gradients(parameters)
 
-        # One update, clipped. A poisoned one would end the run: it is left out, and its images are named.
-        # Nothing to learn moves nothing, in one process as in several: no weight decay either.
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM))
-        poisoned = not math.isfinite(norm)
-        if poisoned:
-            warn_of_poisoned_update(norm, minibatch)
-        elif norm > 0:
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        statistics.end_minibatch(norm, poisoned)
+        norm = clipped_step(optimizer, parameters, minibatch)
+        statistics.end_minibatch(norm, skipped=not math.isfinite(norm))
     return statistics.summary()
 
 
@@ -402,6 +394,20 @@ def score(policy: Policy, micro_batch: MicroBatch, config: Config) -> Tensor:
     """(R, T) log-probs of the completions, by the policy as it stands."""
     return completion_logprobs(policy, micro_batch.prompts, micro_batch.completions, micro_batch.mask,
                                config.temperature, config.checkpointing)
+
+
+def clipped_step(optimizer, parameters: list, minibatch: Minibatch) -> float:
+    """One optimizer step with the gradient clipped to MAX_GRAD_NORM. Returns its norm before clipping."""
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, MAX_GRAD_NORM))
+
+    # A poisoned update would end the run: it is left out, and its images are named. Nothing to learn moves
+    # nothing, in one process as in several: no weight decay either.
+    if not math.isfinite(norm):
+        warn_of_poisoned_update(norm, minibatch)
+    elif norm > 0:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
 
 
 def warn_of_poisoned_update(norm: float, minibatch: Minibatch) -> None:

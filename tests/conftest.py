@@ -49,3 +49,18 @@ def tree_judge(tmp_path):
     file = tmp_path / "tree.json"
     file.write_text(json.dumps({"parents": names | {"bird": None}}))
     return file
+
+
+@pytest.fixture(scope="session")
+def tok():
+    """A small chat tokenizer, for the judge's tests."""
+    import words
+    return words.chat_tokenizer()
+
+
+@pytest.fixture(params=[("llama", "sdpa"), ("qwen2", "sdpa"), ("llama", "eager")], ids="-".join)
+def model(request, tok):
+    """A small random chat model of each kind."""
+    import words
+    kind, attention = request.param
+    return words.chat_model(kind, tok, attention)

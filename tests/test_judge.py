@@ -128,17 +128,6 @@ def test_judge_groups_wants_a_truth_a_group():
 # The plain judge
 
 
-@pytest.fixture(scope="module")
-def tok():
-    return chat_tokenizer()
-
-
-@pytest.fixture(params=[("llama", "sdpa"), ("qwen2", "sdpa"), ("llama", "eager")], ids="-".join)
-def model(request, tok):
-    kind, attention = request.param
-    return chat_model(kind, tok, attention)
-
-
 @pytest.fixture
 def judge(model, tok):
     return LLMJudge(model, tok)

@@ -10,17 +10,6 @@ from reward import Category
 from words import PAIRS, chat_model, chat_tokenizer, close, naive
 
 
-@pytest.fixture(scope="module")
-def tok():
-    return chat_tokenizer()
-
-
-@pytest.fixture(params=[("llama", "sdpa"), ("qwen2", "sdpa"), ("llama", "eager")], ids="-".join)
-def model(request, tok):
-    kind, attention = request.param
-    return chat_model(kind, tok, attention)
-
-
 def plain(judge, pairs):
     """What the plain judge says with the same model and prompt."""
     other = LLMJudge(judge.model, judge.tokenizer)
