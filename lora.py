@@ -35,6 +35,7 @@ class LoRALinear(nn.Module):
         self.base = base
         self.scale = alpha / rank
         self.enabled = True
+        self.cast = None  # A and B in the base's dtype, inside cast_adapters
         device = base.weight.device
 
         # A as peft draws it (kaiming_uniform). It is drawn on the CPU: the same numbers on every device.
@@ -51,8 +52,11 @@ class LoRALinear(nn.Module):
             return y
 
         # In the activations' dtype: float32 products would double what autograd keeps for backward.
-        A = self.lora_A.to(x.dtype)
-        B = self.lora_B.to(x.dtype)
+        if self.cast is not None and not torch.is_grad_enabled():
+            A, B = self.cast
+        else:
+            A = self.lora_A.to(x.dtype)
+            B = self.lora_B.to(x.dtype)
         low = F.linear(x, A).flatten(0, -2)  # (tokens, rank)
 
         # y + scale * (low @ B.T), in one call: the product needs no (tokens, out) of its own.
@@ -96,6 +100,21 @@ def adapters_off(model: nn.Module):
     finally:
         for layer in layers:
             layer.enabled = True
+
+
+@contextmanager
+def cast_adapters(model: nn.Module):
+    """Inside, and where no gradient is recorded, the adapters are cast to their base's dtype once, and not
+    again for every token that is decoded. Nothing may train inside: the copies would not follow."""
+    layers = lora_layers(model).values()
+    for layer in layers:
+        dtype = layer.base.weight.dtype
+        layer.cast = (layer.lora_A.detach().to(dtype), layer.lora_B.detach().to(dtype))
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cast = None
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationConfig
 from transformers.processing_utils import ProcessorMixin
@@ -214,13 +215,16 @@ def rotary_positions(core: nn.Module, batch) -> tuple[Tensor, int]:
 
 
 def decoder_inputs(prompts: list[Prompt], end: int | None = None) -> dict:
-    """What the language decoder takes for the first `end` tokens (None: all) of B prompts of one length."""
-    embeds = torch.stack([p.embeds[:end] for p in prompts])               # (B, P, H)
-    positions = torch.stack([p.positions[:, :end] for p in prompts], dim=1)  # (3 or 1, B, P)
+    """What the language decoder takes for the first `end` tokens (None: all) of B prompts. Shorter ones are
+    padded with zeros on the right, where causal attention hides them from every real token."""
+    embeds = pad_sequence([p.embeds[:end] for p in prompts], batch_first=True)     # (B, P, H)
+    positions = pad_sequence([p.positions[:, :end].T for p in prompts])            # (P, B, 3 or 1)
+    positions = positions.permute(2, 1, 0)                                         # (3 or 1, B, P)
     inputs = {"inputs_embeds": embeds, "position_ids": drop_single_axis(positions)}
     if prompts[0].deep is not None:
         # Zeros stand where there is no image: added everywhere, they change nothing.
-        deep = torch.stack([p.deep[:, :end] for p in prompts], dim=1)     # (D, B, P, H)
+        deep = pad_sequence([p.deep[:, :end].transpose(0, 1) for p in prompts])    # (P, B, D, H)
+        deep = deep.permute(2, 1, 0, 3)                                            # (D, B, P, H)
         inputs["visual_pos_masks"] = torch.ones(deep.shape[1:3], dtype=torch.bool, device=deep.device)
         inputs["deepstack_visual_embeds"] = list(deep.flatten(1, 2))      # D tensors (B * P, H)
     return inputs

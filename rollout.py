@@ -5,11 +5,11 @@
 B images, N completions each, R = B * N rows, P prompt tokens (image tokens included), T completion tokens
 (right-padded), V vocabulary.
 
-Image and prompt are encoded once. The prompt's cache is forked N times, and `model.generate` continues all
-rows together; rows that have ended are dropped on the way. Sampling is by temperature alone. Its random
-numbers are drawn ahead for each (seed, stream, image, n): no random state needs saving, and an answer does
-not depend on what else is in the batch (but where rounding decides: one in some hundreds in float32, more of
-them in bfloat16).
+Image and prompt are encoded once, and `model.generate` continues all rows of many images together, whose
+prompts may have any length; rows that have ended are dropped on the way. Sampling is by temperature alone.
+Its random numbers are drawn ahead for each (seed, stream, image, n): no random state needs saving, and an
+answer does not depend on what else is in the batch (but where rounding decides: one in some hundreds in
+float32, more of them in bfloat16).
 
 Where this departs from the official release:
 1. Hugging Face `generate` in this process instead of a vLLM server; the questions are in our own words.
@@ -27,11 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers import Cache, DynamicCache, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
 from judge import parse_answer
+from lora import cast_adapters
 from policy import Policy, Prompt, decoder_inputs, encode
-from support.decoding_cache import EndedRows, new_cache, rows_to_keep
+from support.shared_prompt_cache import EndedRows, SharedPromptCache, shared_prompt_attention
+
+PROMPTS_AT_ONCE = 32       # a bound on the memory of their forward
+SAMPLER_BYTES = 256 << 20  # a bound on the sampler's temporaries
 
 # ------------------------------------------------------------------------------------------------------------
 # The question
@@ -89,7 +93,7 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
 
     images: B PIL images; ids: their B names, which with (seed, stream, n) fix the random numbers. temperature
     0 is greedy. At most max_rows rows are decoded at a time, half as many from then on where memory runs
-    out, prompts of one length together, so that no prompt is padded.
+    out, images with prompts of about one length together.
     """
     # Each image and the question go through the frozen parts once.
     prompts = encode(policy, images, question)
@@ -102,8 +106,8 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
         max_rows = min(max_rows, policy.rows)
     ran_out = False
     while queue:
-        # A round: as many rows as may be decoded at a time, all of one prompt length.
-        rows = next_round(queue, prompts, max_rows)
+        # A round: as many rows as may be decoded at a time.
+        rows = next_round(queue, max_rows, policy.shared)
         row_prompts = [prompts[i] for i, _ in rows]
 
         # Random numbers: every row's own.
@@ -140,11 +144,13 @@ def rows_by_prompt_length(prompts: list[Prompt], n: int) -> list[tuple[int, int]
     return rows
 
 
-def next_round(queue: list[tuple[int, int]], prompts: list[Prompt], max_rows: int) -> list[tuple[int, int]]:
-    """The queue's first rows, at most max_rows, whose prompts are as long as the very first one's."""
+def next_round(queue: list[tuple[int, int]], max_rows: int, shared: bool) -> list[tuple[int, int]]:
+    """The queue's first rows, at most max_rows. Where prompts can't be shared: of the first image alone."""
+    rows = queue[:max_rows]
+    if shared:
+        return rows
     first, _ = queue[0]
-    length = len(prompts[first])
-    return [(i, k) for i, k in queue[:max_rows] if len(prompts[i]) == length]
+    return [(i, k) for i, k in rows if i == first]
 
 
 def seed_for(*parts) -> int:
@@ -214,23 +220,40 @@ class Sampler(LogitsProcessor):
         self.logprobs = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores.float().masked_fill(self.banned, -torch.inf)      # (R, V)
-        if self.temperature == 0:
-            logprobs = scores.log_softmax(-1)
-            token = scores.argmax(-1, keepdim=True)                       # (R, 1)
-        else:
-            logprobs = (scores / self.temperature).log_softmax(-1)
-            token = self.inverse_transform(logprobs)
-        self.logprobs.append(logprobs.gather(-1, token)[:, 0])
+        """scores: (R, V) float32, a copy that `generate` made for this, overwritten here."""
+        # Some rows at a time: a row's temporaries, two of them float64, take 28 bytes a token.
+        rows, vocabulary = scores.shape
+        rows_at_once = max(1, SAMPLER_BYTES // (28 * vocabulary))
+        position = len(self.logprobs)               # counted within this `generate`
+        tokens = []
+        logprobs = []
+        for start in range(0, rows, rows_at_once):
+            some = slice(start, start + rows_at_once)
+            uniforms = None if self.uniforms is None else self.uniforms[some, position]
+            token, logprob = self.choose(scores[some], uniforms)
+            tokens.append(token)
+            logprobs.append(logprob)
+        self.logprobs.append(torch.cat(logprobs)[:, 0])                   # (R,)
 
         # Whatever `generate` does with the scores, one token is left.
-        return torch.full_like(scores, -torch.inf).scatter(-1, token, 0.0)
+        return scores.fill_(-torch.inf).scatter_(-1, torch.cat(tokens), 0.0)
 
-    def inverse_transform(self, logprobs: Tensor) -> Tensor:
-        """(R, 1): the token at which the cumulative probability passes the row's uniform number."""
-        position = len(self.logprobs)                                     # counted within this `generate`
-        cdf = logprobs.exp().double().cumsum(-1)                          # (R, V)
-        u = self.uniforms[:, position, None] * cdf[:, -1:]                # (R, 1); the last is not exactly 1
+    def choose(self, scores: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(r, 1) each: the tokens of r rows with scores (r, V) and uniforms (r,), and their
+        log-probabilities."""
+        scores = scores.masked_fill(self.banned, -torch.inf)              # (r, V)
+        if self.temperature == 0:
+            logprobs = scores.log_softmax(-1)
+            token = scores.argmax(-1, keepdim=True)                       # (r, 1)
+        else:
+            logprobs = (scores / self.temperature).log_softmax(-1)
+            token = self.inverse_transform(logprobs, uniforms)
+        return token, logprobs.gather(-1, token)
+
+    def inverse_transform(self, logprobs: Tensor, uniforms: Tensor) -> Tensor:
+        """(r, 1): the token at which the cumulative probability passes the row's uniform number."""
+        cdf = logprobs.exp().double().cumsum(-1)                          # (r, V)
+        u = uniforms[:, None] * cdf[:, -1:]                               # (r, 1); the last is not exactly 1
         token = torch.searchsorted(cdf, u, right=True)                    # right: u = 0 skips p = 0
         return token.clamp(max=self.last)  # rounding must not land on a banned token past the end
 
@@ -248,6 +271,8 @@ def decode_or_halve(policy: Policy, prompts: list[Prompt], uniforms: Tensor | No
     """decode(...). Where GPU memory runs out: None, and policy.rows is half of these rows for good. Raises
     OutOfMemoryError where it ran out before, or a single row does not fit."""
     try:
+        if not policy.shared:
+            return decode_plainly(policy, prompts, uniforms, temperature, max_new_tokens)
         return decode(policy, prompts, uniforms, temperature, max_new_tokens)
     except torch.cuda.OutOfMemoryError:
         if ran_out or len(prompts) == 1:
@@ -259,73 +284,114 @@ def decode_or_halve(policy: Policy, prompts: list[Prompt], uniforms: Tensor | No
     return None
 
 
+def generate(policy: Policy, ids: Tensor, first_position: Tensor, cache: Cache, sampler: Sampler,
+             max_new_tokens: int, criteria: list) -> Tensor:
+    """`model.generate`: (R, L + new) from ids (R, L), feeding those that the cache does not hold yet.
+    first_position: (R, 1), of the first token that is fed."""
+    return policy.model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=first_position,
+        past_key_values=cache, use_cache=True, logits_processor=LogitsProcessorList([sampler]),
+        stopping_criteria=StoppingCriteriaList(criteria), do_sample=False, num_beams=1,
+        max_new_tokens=max_new_tokens, eos_token_id=policy.eos_ids, pad_token_id=policy.pad_id)
+
+
+@torch.inference_mode()
+def decode_plainly(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, temperature: float,
+                   max_new_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Completions, mask and sampling log-probs, each (R, T), of R rows that go on from one prompt: on
+    transformers' own cache, a copy of the prompt's keys and values for each row."""
+    model = policy.model.eval()  # in train mode, HF's checkpointing would silently drop the cache
+    rows = len(prompts)
+    prompt = prompts[0]
+
+    # All but the last token: `generate` must be given one to go on from, or it feeds the prompt again.
+    cache = DynamicCache(config=model.config.get_text_config())
+    model.get_decoder()(**decoder_inputs([prompt], end=-1), use_cache=True, past_key_values=cache)
+    cache.batch_repeat_interleave(rows)
+
+    ids = prompt.ids.repeat(rows, 1)                                      # (R, P)
+    last_position = prompt.ids.new_full((rows, 1), prompt.start - 1)      # (R, 1)
+    sampler = Sampler(uniforms, temperature, policy.banned)
+    ids = generate(policy, ids, last_position, cache, sampler, max_new_tokens, criteria=[])
+    return with_mask(policy, ids[:, len(prompt):], torch.stack(sampler.logprobs, dim=1))
+
+
 @torch.inference_mode()
 def decode(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, temperature: float,
            max_new_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Completions, mask and sampling log-probs, each (R, T), for R prompts of one length. Prompts that stand
-    next to each other and are the same object are forwarded once. uniforms: (R, max_new_tokens)."""
-    model = policy.model.eval()  # in train mode, HF's checkpointing would silently drop the cache
+    """decode_plainly for R prompts of any length, all rows together. Prompts that stand next to each other
+    and are the same object are forwarded and kept once; rows that have ended are dropped on the way.
+    uniforms: (R, max_new_tokens)."""
+    model = policy.model.eval()
 
-    # Forward the prompts, and fork their keys and values: a row for each completion.
-    cache = prefill(policy, prompts)
-    ids = torch.stack([p.ids for p in prompts])                           # (R, P)
-    # The offset from which the model derives the positions that come after an image.
-    offsets = torch.tensor([[p.start - len(p)] for p in prompts], device=policy.device)  # (R, 1)
+    # Forward the prompts, all but their last tokens. Their keys and values are kept once.
+    distinct, image_of_row = distinct_prompts(prompts)
+    lengths = torch.tensor([len(prompt) - 1 for prompt in distinct], device=policy.device)  # (B,)
+    cache = SharedPromptCache(prefill(policy, distinct), lengths, image_of_row, room=max_new_tokens)
+
+    # A row begins with its prompt's last token, at its own prompt's position.
+    ids = torch.stack([prompt.ids[-1:] for prompt in prompts])            # (R, 1)
+    positions = torch.tensor([[prompt.start - 1] for prompt in prompts], device=policy.device)  # (R, 1)
 
     eos = torch.tensor(policy.eos_ids, device=policy.device)
     completions = ids.new_full((len(ids), max_new_tokens), policy.pad_id)  # (R, T)
     logprobs = torch.zeros(completions.shape, device=policy.device)       # (R, T)
     rows = torch.arange(len(ids), device=policy.device)  # the numbers of the rows that go on
     length = 0                                           # tokens that those rows have so far
-    while length < max_new_tokens and len(rows) > 0:
-        # Go on with these rows until a share of them has ended. `generate` feeds only the tokens that the
-        # cache does not hold: each row's last.
-        model.model.rope_deltas = offsets[rows]
-        remaining = None
-        if uniforms is not None:
-            remaining = uniforms[rows, length:]
-        sampler = Sampler(remaining, temperature, policy.banned)
-        ended_rows = EndedRows(eos, len(rows))
-        ids = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=cache,
-                             use_cache=True, logits_processor=LogitsProcessorList([sampler]),
-                             stopping_criteria=StoppingCriteriaList([ended_rows]), do_sample=False,
-                             num_beams=1, max_new_tokens=max_new_tokens - length,
-                             eos_token_id=policy.eos_ids, pad_token_id=policy.pad_id)
+    with shared_prompt_attention(model), cast_adapters(model):
+        while length < max_new_tokens and len(rows) > 0:
+            # Go on with these rows until a share of them has ended.
+            remaining = None
+            if uniforms is not None:
+                remaining = uniforms[rows, length:]
+            sampler = Sampler(remaining, temperature, policy.banned)
+            ended_rows = EndedRows(eos, len(rows))
+            ids = generate(policy, ids, positions + length, cache, sampler, max_new_tokens - length,
+                           criteria=[ended_rows])
 
-        # Write down what they said.
-        new = len(sampler.logprobs)
-        completions[rows, length:length + new] = ids[:, -new:]
-        logprobs[rows, length:length + new] = torch.stack(sampler.logprobs, dim=1)
-        length += new
+            # Write down what they said.
+            new = len(sampler.logprobs)
+            completions[rows, length:length + new] = ids[:, -new:]
+            logprobs[rows, length:length + new] = torch.stack(sampler.logprobs, dim=1)
+            length += new
 
-        # Drop the rows that have ended.
-        keep = rows_to_keep(ended_rows.ended)
-        rows = rows[keep]
-        ids = ids[keep]
-        cache.batch_select_indices(keep)
-    model.model.rope_deltas = None
+            # Drop the rows that have ended.
+            go_on = (~ended_rows.ended).nonzero()[:, 0]
+            rows = rows[go_on]
+            ids = ids[go_on]
+            positions = positions[go_on]
+            cache.keep(go_on)
 
     # Cut to the longest completion.
-    completions = completions[:, :length]
-    logprobs = logprobs[:, :length]
+    return with_mask(policy, completions[:, :length], logprobs[:, :length])
+
+
+def with_mask(policy: Policy, completions: Tensor, logprobs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(R, T) each: the completions, their mask, and the log-probs within it."""
     mask = first_eos_mask(completions, policy.eos_ids)
     return completions, mask, torch.where(mask, logprobs, 0.0)
 
 
-def prefill(policy: Policy, prompts: list[Prompt]) -> DynamicCache:
-    """The keys and values of R prompts of one length, R rows in every layer, each distinct prompt forwarded
-    once."""
+def distinct_prompts(prompts: list[Prompt]) -> tuple[list[Prompt], list[int]]:
+    """The prompts, those that stand next to each other and are the same object once; and for each of the R
+    rows the number of its own."""
     distinct = []
-    index = []  # R numbers: which distinct prompt a row has
+    image_of_row = []
     for prompt in prompts:
         if not distinct or prompt is not distinct[-1]:
             distinct.append(prompt)
-        index.append(len(distinct) - 1)
+        image_of_row.append(len(distinct) - 1)
+    return distinct, image_of_row
 
-    # All but the last token: `generate` must be given one to go on from, or it feeds the prompt again.
-    cache = new_cache(policy.model.config)
-    inputs = decoder_inputs(distinct, end=-1)
-    policy.model.get_decoder()(**inputs, use_cache=True, past_key_values=cache)
 
-    cache.batch_select_indices(torch.tensor(index, device=policy.device))
-    return cache
+def prefill(policy: Policy, prompts: list[Prompt]) -> list[DynamicCache]:
+    """The keys and values of B prompts without their last tokens, a few prompts in each cache. Shorter ones
+    are padded on the right, where no real token looks."""
+    decoder = policy.model.get_decoder()
+    caches = []
+    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+        cache = DynamicCache(config=decoder.config)
+        inputs = decoder_inputs(prompts[start:start + PROMPTS_AT_ONCE], end=-1)
+        decoder(**inputs, use_cache=True, past_key_values=cache)
+        caches.append(cache)
+    return caches

@@ -28,8 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
-from transformers import (DynamicCache, LogitsProcessorList, Qwen2_5_VLConfig,
-                          Qwen2_5_VLForConditionalGeneration)
+from transformers import LogitsProcessorList, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 import lora
 import policy as policies
@@ -38,7 +37,7 @@ import tiny
 import train
 from judge import judge_groups
 from judges.taxonomy import TaxonomyJudge
-from support import decoding_cache
+from support import shared_prompt_cache
 from support.checkpoints import render_question
 
 QUESTION = "what is it? be brief."
@@ -298,14 +297,13 @@ def dropping(count: int) -> dict:
     ids = [str(i) for i in range(count)]
     end_at_spread_lengths(policy.eos_ids[0])
 
-    share = decoding_cache.DROP
-    own_cache = rollout.new_cache
+    share = shared_prompt_cache.DROP
     seconds = {"dropped": [], "kept": [], "plain": []}
     expected = None
     differ = 0
     for name in list(seconds) * 4:
-        decoding_cache.DROP = share if name == "dropped" else 2.0
-        rollout.new_cache = transformers_cache if name == "plain" else own_cache
+        shared_prompt_cache.DROP = share if name == "dropped" else 2.0
+        policy.shared = name != "plain"
         start = time.process_time()
         groups = rollout.sample(policy, images, ids, QUESTION, N, max_new_tokens=150)
         seconds[name].append(time.process_time() - start)
@@ -345,10 +343,6 @@ def end_at_spread_lengths(eos: int) -> None:
 
     rollout.Sampler = Ending
     rollout.decode = spread
-
-
-def transformers_cache(config) -> DynamicCache:
-    return DynamicCache(config=config.get_text_config())
 
 
 def rows_that_differ(rows: list, expected: list, banned: torch.Tensor) -> int:

@@ -1,0 +1,245 @@
+"""A decoding cache that keeps each prompt once, for rows whose prompts have any length.
+
+    cache = SharedPromptCache(prefilled, lengths, image_of_row, room)
+    with shared_prompt_attention(model):
+        model.generate(input_ids=last_prompt_tokens, past_key_values=cache, position_ids=positions, ...)
+        cache.keep(rows)                     # some have ended: go on without them
+
+The N completions of an image stand behind one prompt. transformers' own cache would copy the prompt's keys
+and values N times, and would need all prompts of a batch to be equally long. Here a row keeps its own tokens
+alone, and the rows of an image attend to their prompt together. `generate` is told of the rows' own tokens
+only: it believes that a row begins with the last token of its prompt, which is the first that it feeds.
+
+Attention to the prompt and to the row's own tokens is one softmax over both. Each part has its result and the
+log-sum-exp of its scores, and the share of the prompt in the whole is
+
+    exp(lse_prompt) / (exp(lse_prompt) + exp(lse_own)) = sigmoid(lse_prompt - lse_own)
+
+B prompts, R rows, at most N of them behind one prompt, P prompt tokens without the last, H heads and G key
+and value heads (each read by H / G heads), D the size of a head.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, Cache, DynamicCache, StoppingCriteria
+from transformers.cache_utils import CacheLayerMixin
+
+NAME = "shared_prompt"  # of the attention, among transformers' implementations
+DROP = 1 / 8            # share of the rows that must have ended before the others go on without them
+
+
+@dataclass
+class Places:
+    """Where the rows stand: those of an image side by side, each in a place of its own.
+
+    image, place: (R,), each row's image and its place there. row_at: (B, N), the row at each place; a place
+    without a row, because an image has fewer or because the row has ended, holds some other row's number, and
+    what comes out there is not read. padding: (B, P), true behind the end of each prompt.
+    """
+    image: Tensor
+    place: Tensor
+    row_at: Tensor
+    padding: Tensor
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows go on, numbered in this order. Ended rows leave their place empty."""
+        self.image = self.image[rows]
+        self.place = self.place[rows]
+        self.row_at = torch.zeros_like(self.row_at)
+        self.row_at[self.image, self.place] = torch.arange(len(rows), device=rows.device)
+
+
+def places_of(lengths: Tensor, image_of_row: list[int]) -> Places:
+    """lengths: (B,) tokens of each prompt, without the last. image_of_row: R numbers of prompts, those of one
+    prompt next to each other."""
+    place_of_row = []
+    for row, image in enumerate(image_of_row):
+        is_next = row > 0 and image == image_of_row[row - 1]
+        place_of_row.append(place_of_row[-1] + 1 if is_next else 0)
+    device = lengths.device
+    image = torch.tensor(image_of_row, device=device)                     # (R,)
+    place = torch.tensor(place_of_row, device=device)                     # (R,)
+    padding = torch.arange(int(lengths.max()), device=device) >= lengths[:, None]  # (B, P)
+    row_at = torch.zeros(len(lengths), max(place_of_row) + 1, dtype=torch.long, device=device)  # (B, N)
+    places = Places(image, place, row_at, padding)
+    places.keep(torch.arange(len(image_of_row), device=device))
+    return places
+
+
+class SharedPromptCache(Cache):
+    """The keys and values of B prompts, and of the own tokens of R rows that go on from them.
+
+    prefilled: what the decoder has made of the prompts without their last tokens, a few prompts after the
+    other, padded on the right; emptied here, layer by layer. room: own tokens that a row may come to have.
+    """
+
+    def __init__(self, prefilled: list[DynamicCache], lengths: Tensor, image_of_row: list[int], room: int):
+        self.places = places_of(lengths, image_of_row)
+        layers = []
+        for number in range(len(prefilled[0].layers)):
+            keys = join([cache.layers[number].keys for cache in prefilled], self.places.padding)
+            values = join([cache.layers[number].values for cache in prefilled], self.places.padding)
+            for cache in prefilled:
+                cache.layers[number] = None
+            layers.append(SharedPromptLayer(keys, values, self.places, room))
+        super().__init__(layers=layers)
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows (numbers) go on, in this order."""
+        for layer in self.layers:
+            layer.keep(rows)
+        self.places.keep(rows)
+
+
+def join(parts: list[Tensor], padding: Tensor) -> Tensor:
+    """(B, G, P, D) from parts (some prompts, G, their longest, D). What stands in the padding becomes 0: it
+    has no weight, but 0 times infinity would be NaN."""
+    _, heads, _, dim = parts[0].shape
+    joined = parts[0].new_zeros(len(padding), heads, padding.shape[1], dim)
+    start = 0
+    for part in parts:
+        end = start + len(part)
+        joined[start:end, :, :part.shape[2]] = part
+        start = end
+    return joined.masked_fill_(padding[:, None, :, None], 0)
+
+
+class SharedPromptLayer(CacheLayerMixin):
+    """One layer's keys and values: prompt_keys, prompt_values (B, G, P, D); own_keys, own_values (R, G, room,
+    D), of which the first `length` tokens are written."""
+    is_sliding = False
+
+    def __init__(self, prompt_keys: Tensor, prompt_values: Tensor, places: Places, room: int):
+        super().__init__()
+        _, heads, _, dim = prompt_keys.shape
+        rows = len(places.image)
+        self.prompt_keys = prompt_keys
+        self.prompt_values = prompt_values
+        self.places = places
+        self.own_keys = prompt_keys.new_empty(rows, heads, room, dim)
+        self.own_values = prompt_values.new_empty(rows, heads, room, dim)
+        self.length = 0
+        self.is_initialized = True
+
+    def update(self, keys: Tensor, values: Tensor, *args, **kwargs) -> tuple:
+        """Adds a token to every row: (R, G, 1, D). Returns itself in the place of keys and values: `attend`
+        takes what it needs."""
+        self.own_keys[:, :, self.length] = keys[:, :, 0]
+        self.own_values[:, :, self.length] = values[:, :, 0]
+        self.length += 1
+        return self, self
+
+    def keep(self, rows: Tensor) -> None:
+        """The rows that go on move to the front of the room."""
+        count = len(rows)
+        self.own_keys[:count, :, :self.length] = self.own_keys[rows, :, :self.length]
+        self.own_values[:count, :, :self.length] = self.own_values[rows, :, :self.length]
+        self.own_keys = self.own_keys[:count]
+        self.own_values = self.own_values[:count]
+
+    # What `generate` asks: of the rows' own tokens alone.
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_max_length(self) -> int:
+        return self.own_keys.shape[2]
+
+    def lazy_initialization(self, keys: Tensor, values: Tensor) -> None:
+        """Nothing is left to do."""
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Attention
+
+
+@contextmanager
+def shared_prompt_attention(model) -> Iterator[None]:
+    """Inside, the model's language decoder attends by `attend`. No mask is made for it (that of a batch
+    without padding hides nothing), which saves a wait for the device at every token."""
+    config = model.get_decoder().config
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def attend(module, query: Tensor, layer: SharedPromptLayer, _, attention_mask, scaling: float,
+           **kwargs) -> tuple[Tensor, None]:
+    """Attention as transformers calls it, with a layer of the cache in the place of keys and values. query:
+    (R, H, 1, D). Returns (R, 1, H, D)."""
+    rows, heads, _, dim = query.shape
+    places = layer.places
+    images, n = places.row_at.shape
+    groups = layer.own_keys.shape[1]
+    # Heads that read the same key head stand together.
+    query = query.reshape(rows, groups, -1, dim)                          # (R, G, H/G, D)
+
+    # Each row to its own tokens.
+    own_keys = layer.own_keys[:, :, :layer.length]                        # (R, G, T, D)
+    own_values = layer.own_values[:, :, :layer.length]
+    own, own_lse = softmax_part(query, own_keys, own_values, scaling)     # (R, G, H/G, D) and (.., 1)
+
+    # An image's rows to its prompt, all in one product.
+    laid_out = query[places.row_at]                                       # (B, N, G, H/G, D)
+    laid_out = laid_out.transpose(1, 2).reshape(images, groups, -1, dim)  # (B, G, N*H/G, D)
+    hidden = places.padding[:, None, None]                                # (B, 1, 1, P)
+    prompt, prompt_lse = softmax_part(laid_out, layer.prompt_keys, layer.prompt_values, scaling, hidden)
+    prompt = prompt.view(images, groups, n, -1, dim)[places.image, :, places.place]    # (R, G, H/G, D)
+    prompt_lse = prompt_lse.view(images, groups, n, -1, 1)[places.image, :, places.place]
+
+    # The two parts of one softmax.
+    share = torch.sigmoid(prompt_lse - own_lse)                           # (R, G, H/G, 1)
+    out = own.lerp(prompt, share).to(query.dtype)
+    return out.view(rows, 1, heads, dim), None
+
+
+def softmax_part(query: Tensor, keys: Tensor, values: Tensor, scaling: float,
+                 hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Softmax attention of (.., Q, D) to (.., K, D), and the log-sum-exp of its scores (.., Q, 1), both
+    float32. hidden: true where a key is not seen."""
+    scores = scaling * product(query, keys.transpose(-1, -2))             # (.., Q, K)
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
+    weights = scores.softmax(-1).to(values.dtype)
+    return product(weights, values), scores.logsumexp(-1, keepdim=True)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b of matrices in two leading dimensions, float32 also where they are not: a score in bfloat16 would
+    be off by up to 1 in 256."""
+    if a.dtype == torch.float32:
+        return a @ b
+    if a.device.type != "cuda":
+        return a.float() @ b.float()
+    out = torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=torch.float32)
+    return out.unflatten(0, a.shape[:2])
+
+
+AttentionInterface.register(NAME, attend)
+
+# ------------------------------------------------------------------------------------------------------------
+# Ended rows
+
+
+class EndedRows(StoppingCriteria):
+    """Ends `generate` once the share DROP of its rows has met an EOS, so that the others can go on without
+    them. It counts on the device, without waiting for it. ended: (R,) bool."""
+
+    def __init__(self, eos: Tensor, rows: int):
+        self.eos = eos
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=eos.device)
+
+    def __call__(self, input_ids: Tensor, scores, **kwargs) -> Tensor:
+        self.ended = self.ended | torch.isin(input_ids[:, -1], self.eos)
+        enough = self.ended.float().mean() >= DROP
+        return self.ended | enough  # (R,), true: this row is done
