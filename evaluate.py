@@ -44,6 +44,7 @@ from support.answers import answers_file, append_answers, stored_answers, weight
 from support.command_line import first_line
 from support.embedder import load_embedder
 from support.files import write_json
+from support.memory import rows_at_a_time
 from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, adapter_folder, base_models,
                              choose_model, is_toy, is_toy_model, load_judge, load_policy, question_for, trust)
 from support.processes import gather, share
@@ -270,7 +271,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-new-tokens", type=int, help="default: 512, for the embedded world 16")
     p.add_argument("--max-pixels", type=int,
                    help="larger images are scaled down (default: 512 x 28 x 28; none in the embedded world)")
-    p.add_argument("--rows", type=int, default=256, help="answers decoded at a time (default: 256; memory)")
+    p.add_argument("--rows", type=int, default=256,
+                   help="answers decoded at a time (default: 256; on a GPU at most what fits)")
     p.add_argument("--seed", type=int, default=0, help="of sampled answers and of the model toy (default: 0)")
     p.add_argument("--out", metavar="FILE.json",
                    help="write the figures there, the answers to FILE.jsonl, from which the same command "
@@ -434,11 +436,13 @@ def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
                 policy = open_policy(args, command, adapter)
             if judge is None:
                 judge = load_judge(command.judge, args, policy.device)
+                rows = rows_at_a_time(policy, judge, command.question, args.n, max(1, args.rows // args.n),
+                                      command.max_new_tokens, command.max_pixels, most=args.rows)
                 if args.embedder:
                     embed = load_embedder(args.embedder, policy.device)
 
             batches = answer_in_batches(policy, judge, examples, command.question, args.n,
-                                        command.temperature, command.max_new_tokens, args.seed, args.rows,
+                                        command.temperature, command.max_new_tokens, args.seed, rows,
                                         label=f"{adapter} {name}", embed=embed, first=done)
             for records in trusted_batches(batches, judge, len(examples) - done):
                 if file is not None:

@@ -94,7 +94,8 @@ def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> P
     shared = getattr(model.config.get_text_config(), "sliding_window", None) is None
     if not shared:
         print(f"{name or 'this model'} has sliding-window attention: its completions are scored by the plain "
-              "path, each behind its own copy of the prompt, which takes several times as long",
+              "path, each behind its own copy of the prompt, and images are answered one at a time: both take "
+              "several times as long",
               file=sys.stderr)
     return Policy(model, processor, banned.to(model.device), eos_ids, pad_id, name, shared)
 
@@ -214,17 +215,25 @@ def rotary_positions(core: nn.Module, batch) -> tuple[Tensor, int]:
     return positions, length + int(delta)
 
 
+def pad_prompts(prompts: list[Prompt], end: int | None = None) -> tuple[Tensor, Tensor, Tensor | list]:
+    """The first `end` tokens (None: all) of B prompts, shorter ones padded with zeros on the right, where
+    causal attention hides them from every real token: embeds (B, P, H), positions (3 or 1, B, P), deep
+    features (D, B, P, H) or []."""
+    embeds = pad_sequence([p.embeds[:end] for p in prompts], batch_first=True)  # (B, P, H)
+    positions = pad_sequence([p.positions[:, :end].T for p in prompts])   # (P, B, 3 or 1)
+    positions = positions.permute(2, 1, 0)                                # (3 or 1, B, P)
+    if prompts[0].deep is None:
+        return embeds, positions, []
+    deep = pad_sequence([p.deep[:, :end].transpose(0, 1) for p in prompts])  # (P, B, D, H)
+    return embeds, positions, deep.permute(2, 1, 0, 3)
+
+
 def decoder_inputs(prompts: list[Prompt], end: int | None = None) -> dict:
-    """What the language decoder takes for the first `end` tokens (None: all) of B prompts. Shorter ones are
-    padded with zeros on the right, where causal attention hides them from every real token."""
-    embeds = pad_sequence([p.embeds[:end] for p in prompts], batch_first=True)     # (B, P, H)
-    positions = pad_sequence([p.positions[:, :end].T for p in prompts])            # (P, B, 3 or 1)
-    positions = positions.permute(2, 1, 0)                                         # (3 or 1, B, P)
+    """What the language decoder takes for the first `end` tokens (None: all) of B prompts."""
+    embeds, positions, deep = pad_prompts(prompts, end)
     inputs = {"inputs_embeds": embeds, "position_ids": drop_single_axis(positions)}
-    if prompts[0].deep is not None:
+    if len(deep) > 0:
         # Zeros stand where there is no image: added everywhere, they change nothing.
-        deep = pad_sequence([p.deep[:, :end].transpose(0, 1) for p in prompts])    # (P, B, D, H)
-        deep = deep.permute(2, 1, 0, 3)                                            # (D, B, P, H)
         inputs["visual_pos_masks"] = torch.ones(deep.shape[1:3], dtype=torch.bool, device=deep.device)
         inputs["deepstack_visual_embeds"] = list(deep.flatten(1, 2))      # D tensors (B * P, H)
     return inputs
@@ -257,11 +266,10 @@ def completion_logprobs(policy: Policy, prompts: list[Prompt], completions: Tens
                         shared: bool | None = None) -> Tensor:
     """Log-probability of every completion token under the distribution it was sampled from.
 
-    prompts: B; completions, mask: (R, T) with R = B * N, the N rows of a prompt together. Returns (R, T)
-    float32 with gradient to the adapters, 0 outside the mask. Prompts of one length go through together,
-    others apart: no prompt is ever padded. checkpointing: each layer is made again in backward. shared=False:
-    the plain path, every completion behind its own copy of the prompt; same numbers, several times the
-    tokens. None: as the policy can.
+    prompts: B of any length; completions, mask: (R, T) with R = B * N, the N rows of a prompt together.
+    Returns (R, T) float32 with gradient to the adapters, 0 outside the mask. checkpointing: each layer is
+    made again in backward. shared=False: the plain path, every completion behind its own copy of the prompt;
+    same numbers, several times the tokens. None: as the policy can.
     """
     if shared is None:
         shared = policy.shared
@@ -274,39 +282,25 @@ def completion_logprobs(policy: Policy, prompts: list[Prompt], completions: Tens
     completions = F.pad(completions, (0, longest - width), value=policy.pad_id)
     mask = F.pad(mask.bool(), (0, longest - width))
 
-    # Forward the prompts of each length together, with all their completions.
-    rows = torch.arange(len(completions), device=completions.device)
-    rows = rows.view(len(prompts), -1)                                    # (B, N) row numbers
-    parts = []
-    order = []
-    for members in same_length(prompts):
-        member_prompts = [prompts[i] for i in members]
-        member_rows = rows[members].flatten()
-        targets = completions[member_rows]
-        if shared:
-            hidden = shared_hidden(policy, member_prompts, targets, checkpointing)
-        else:
-            hidden = plain_hidden(policy, member_prompts, targets, checkpointing)
-        parts.append(chunked_logprobs(hidden, head, targets, temperature, policy.banned))
-        order.append(member_rows)
+    if shared:
+        hidden = shared_hidden(policy, prompts, completions, checkpointing)
+    else:
+        hidden = plain_hidden(policy, prompts, completions, checkpointing)
+    logprobs = chunked_logprobs(hidden, head, completions, temperature, policy.banned)
 
-    # Back into the rows' own order. where, not multiplication: what stands in the padding can be -inf.
-    logprobs = torch.cat(parts)[torch.cat(order).argsort()]
+    # where, not multiplication: what stands in the padding can be -inf.
     logprobs = torch.where(mask, logprobs, 0.0)
     return F.pad(logprobs, (0, width - longest))
 
 
-def same_length(prompts: list[Prompt]) -> list[list[int]]:
-    """The numbers of the prompts, those of one length in a list."""
-    by_length = {}
-    for number, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt), []).append(number)
-    return list(by_length.values())
+def prompt_lengths(prompts: list[Prompt]) -> Tensor:
+    """(B,) tokens of each."""
+    return torch.tensor([len(prompt) for prompt in prompts], device=prompts[0].ids.device)
 
 
 def plain_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, checkpointing: bool) -> Tensor:
-    """(R, T, H) hidden states that predict the completions, by transformers' own forward: every completion
-    stands behind its own copy of the prompt. prompts: B of one length; completions: (R, T)."""
+    """(R, T, H) hidden states that predict the completions (R, T), by transformers' own forward: every
+    completion stands behind its own copy of the prompt."""
     decoder = policy.model.get_decoder()
     n = len(completions) // len(prompts)
 
@@ -324,8 +318,11 @@ def plain_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, che
     hidden = decoder(**decoder_inputs(sequences), use_cache=False).last_hidden_state  # (R, P+T-1, H)
     decoder.eval()
 
-    # The prompt's last token predicts the completion's first.
-    return hidden[:, len(prompts[0]) - 1:]
+    # The prompt's last token, which stands where its own prompt ends, predicts the completion's first.
+    last = (prompt_lengths(prompts) - 1).repeat_interleave(n)             # (R,)
+    wanted = last[:, None] + torch.arange(completions.shape[1], device=last.device)  # (R, T)
+    rows = torch.arange(len(hidden), device=last.device)
+    return hidden[rows[:, None], wanted]
 
 
 def extend(prompt: Prompt, embeds: Tensor, positions: Tensor) -> Prompt:
@@ -367,20 +364,13 @@ def shared_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, ch
     decoder = policy.model.get_decoder()
     n = len(completions) // len(prompts)
 
-    # Two batches go through the layers side by side: the prompts and the completions.
-    x = torch.stack([p.embeds for p in prompts])                          # (B, P, H)
+    # Two batches go through the layers side by side: the prompts, padded on the right, and the completions.
+    x, x_positions, deep = pad_prompts(prompts)                           # (B, P, H), (3 or 1, B, P)
     y = decoder.embed_tokens(completions[:, :-1])                         # (R, T-1, H)
-    x_positions = torch.stack([p.positions for p in prompts], dim=1)      # (3 or 1, B, P)
     y_positions = completion_positions(prompts, n, y.shape[1])            # (3 or 1, R, T-1)
     x_rope = decoder.rotary_emb(x, drop_single_axis(x_positions))
     y_rope = decoder.rotary_emb(y, drop_single_axis(y_positions))
-    deep = []
-    if prompts[0].deep is not None:
-        deep = torch.stack([p.deep for p in prompts], dim=1)              # (D, B, P, H)
-
-    # A completion sees its whole prompt and its own past. Padding is on the right, where no real token looks.
-    sees = torch.ones(y.shape[1], x.shape[1] + y.shape[1], dtype=torch.bool, device=y.device)
-    sees = sees.tril(x.shape[1])[None, None]                              # (1, 1, T-1, P+T-1)
+    sees = what_completions_see(prompts, n, y.shape[1])                   # (R, 1, T-1, P+T-1)
 
     def both(layer, x, y):
         cache = PromptKV(n)
@@ -397,5 +387,19 @@ def shared_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, ch
             x = x + deep[number]
 
     # The prompt's last token predicts the first token of each of its completions.
-    first = decoder.norm(x[:, -1:]).repeat_interleave(n, dim=0)           # (R, 1, H)
+    images = torch.arange(len(prompts), device=x.device)
+    last = x[images, prompt_lengths(prompts) - 1][:, None]                # (B, 1, H)
+    first = decoder.norm(last).repeat_interleave(n, dim=0)                # (R, 1, H)
     return torch.cat([first, decoder.norm(y)], dim=1)                     # (R, T, H)
+
+
+def what_completions_see(prompts: list[Prompt], n: int, length: int) -> Tensor:
+    """(R, 1, length, P + length) bool: a completion's token sees its whole prompt, none of the padding behind
+    it, and its own past. The completion's padding is on the right, where no real token looks."""
+    lengths = prompt_lengths(prompts)                                     # (B,)
+    place = torch.arange(int(lengths.max()), device=lengths.device)       # (P,)
+    prompt = (place < lengths[:, None]).repeat_interleave(n, dim=0)       # (R, P)
+    own = torch.ones(length, length, dtype=torch.bool, device=lengths.device).tril()
+    rows = len(prompt)
+    prompt = prompt[:, None, None].expand(-1, 1, length, -1)              # (R, 1, length, P)
+    return torch.cat([prompt, own.expand(rows, 1, -1, -1)], dim=-1)

@@ -47,6 +47,7 @@ from support import report
 from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, SHARE, check, one_line_errors,
                                   option, parser, resumed_config)
 from support.files import append, write_json
+from support.memory import rows_at_a_time
 from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, is_toy, load_judge, load_policy, question_for,
                              trust)
 from support.processes import RANK, gather, share, start_processes, sum_gradients, total
@@ -88,7 +89,7 @@ class Config:
     images_per_step: int = option(256, "images a step", "official", COUNT)
     minibatch: int = option(128, "images an optimizer update", "official", COUNT)
     micro_batch: int = option(1, "images forwarded at a time (memory)", must=COUNT)
-    rows: int = option(512, "answers decoded at a time (memory)", must=COUNT)
+    rows: int | None = option(None, "answers decoded at a time; None: 512, on a GPU what fits", must=COUNT)
     epochs: int = option(15, "passes over the images, unless --steps is given", "official", COUNT)
     steps: int | None = option(None, "steps", "official: 165", COUNT)
     lr: float = option(3e-5, "AdamW learning rate, constant", "official", ABOVE_0)
@@ -638,6 +639,9 @@ def open_job(config: Config, folder: Path | None) -> Job:
     judge = load_judge(config.judge, config, policy.device)
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay)
+
+    config.rows = rows_at_a_time(policy, judge, question, config.n, config.images_per_step,
+                                 config.max_new_tokens, config.max_pixels, most=config.rows)
 
     done = load_state(run, policy, optimizer) if folder else -1
     steps = config.steps or config.epochs * (len(examples) // config.images_per_step)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import families
 import lora
 import policy as policies
+import rollout
 import tiny
 import train
 import trees
@@ -69,6 +70,20 @@ def test_greedy_rollout_equals_plain_generate(policy):
         own = made[0, batch["input_ids"].shape[1]:]
         for row, mask in zip(group.completions, group.mask):
             assert torch.equal(row[mask], own)
+
+
+def test_rollouts_of_many_prompts_together_equal_plain_ones(policy):
+    """Prompts of several lengths, each kept once, rows dropped as they end: the answers of each image alone
+    on transformers' own cache."""
+    images = tiny.pictures(*SIZES)
+    options = dict(n=4, seed=3, max_new_tokens=24)
+    together = sample(policy, images, ["a", "b", "c", "d"], "what is it?", **options)
+    assert len({len(group.prompt) for group in together}) > 1
+    policy.shared = False
+    alone = sample(policy, images, ["a", "b", "c", "d"], "what is it?", **options)
+    for a, b in zip(together, alone, strict=True):
+        assert a.texts == b.texts and torch.equal(a.mask.sum(1), b.mask.sum(1))
+        torch.testing.assert_close(a.logprobs[a.mask], b.logprobs[b.mask], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("options", [{}, {"shared": False}])
@@ -146,12 +161,13 @@ def test_settings_saved_as_one_processor_file_are_read(folder, tmp_path):
     assert torch.equal(prompt.embeds, expected.embeds)
 
 
-def test_a_sliding_window_takes_the_plain_path_and_says_so_once(tmp_path, capsys):
+def test_a_sliding_window_takes_the_plain_path_and_says_so_once(tmp_path, capsys, monkeypatch):
     folder = families.save_checkpoint("internvl", tmp_path, use_sliding_window=True, sliding_window=8,
                                       max_window_layers=1)
     policy = adapted(policies.load(folder))
     test_logprobs_equal_transformers_own_forward(policy, {})
     test_greedy_rollout_equals_plain_generate(policy)
+    monkeypatch.setattr(rollout, "decode", None)  # is not called
     group, = sample(policy, tiny.pictures(SIZES[0]), ["a"], "what is it?", n=3, max_new_tokens=24)
     scored = completion_logprobs(policy, [group.prompt], group.completions, group.mask)
     torch.testing.assert_close(scored, group.logprobs, atol=1e-5, rtol=1e-5)

@@ -15,6 +15,7 @@ import policy as policies
 import tiny
 from lora import adapters_off, lora_layers, lora_state
 from policy import completion_logprobs, encode
+from rollout import sample
 from test_policy import completions
 
 LINEARS = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj",
@@ -68,6 +69,51 @@ def test_float32_masters_on_a_bfloat16_base():
     assert out.dtype == torch.float32 and layer(torch.randn(1, 64).bfloat16()).dtype == torch.bfloat16
     out.sum().backward()
     assert layer.lora_B.grad.dtype == torch.float32 and layer.lora_B.grad.abs().sum() > 0
+
+
+def test_adapters_cast_once_for_decoding_never_become_stale():
+    """In bfloat16: a rollout leaves the gradients as they are, and an update changes the next rollout."""
+    made = policies.from_parts(tiny.model(tiny.tokenizer()).bfloat16(), tiny.processor())
+    lora.add_lora(made.model, 4, 8)
+    prompt = encode(made, tiny.pictures((84, 84)), "what?")
+    ids, mask = completions(made, 2)
+    layers = lora_layers(made.model).values()
+
+    def gradients():
+        made.model.zero_grad()
+        completion_logprobs(made, prompt, ids, mask).sum().backward()
+        return [p.grad for p in made.model.parameters() if p.requires_grad]
+
+    def rollout_logprobs():
+        group, = sample(made, tiny.pictures((84, 84)), ["a"], "what?", 4, max_new_tokens=8)
+        assert all(layer.cast is None for layer in layers)
+        return group.logprobs
+
+    before = gradients()
+    first = rollout_logprobs()
+    assert all(torch.equal(a, b) for a, b in zip(before, gradients(), strict=True))
+    with torch.no_grad():
+        for layer in layers:
+            layer.lora_B += 0.5 * torch.randn_like(layer.lora_B)
+    assert not torch.equal(rollout_logprobs()[:, 0], first[:, 0])
+
+    # Inside, what is trained is what the masters hold, and without gradients the copies are read.
+    layer = next(iter(layers))
+    x = torch.randn(3, 64).bfloat16()
+    with lora.cast_adapters(made.model):
+        with torch.no_grad():
+            expected = layer(x)
+            layer.lora_B += 1
+            assert torch.equal(layer(x), expected)
+        assert not torch.equal(layer(x), expected) and layer(x).requires_grad
+    with torch.no_grad():
+        assert not torch.equal(layer(x), expected)
+
+
+def test_cast_adapters_are_let_go_of_also_after_an_error(policy):
+    with pytest.raises(RuntimeError), lora.cast_adapters(policy.model):
+        raise RuntimeError
+    assert all(layer.cast is None for layer in lora_layers(policy.model).values())
 
 
 def test_adapter_file_has_pefts_keys_and_comes_back(policy, tmp_path):

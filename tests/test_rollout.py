@@ -103,6 +103,24 @@ def test_sampler_is_the_inverse_transform_by_hand():
         torch.testing.assert_close(sampler.logprobs[0], torch.tensor([token / 10]).log())
 
 
+def test_the_samplers_memory_is_bounded_and_the_rows_together_or_apart_the_same(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(10, 50, generator=generator)
+    uniforms = torch.rand(10, 1, dtype=torch.float64, generator=generator)
+    banned = torch.arange(50) % 7 == 0
+    for temperature in (1.0, 0.0):
+        together = Sampler(uniforms, temperature, banned)
+        chosen = together(None, scores.clone())
+        monkeypatch.setattr(rollout, "SAMPLER_BYTES", 3 * 28 * 50)  # three rows at a time
+        seen = []
+        apart = Sampler(uniforms, temperature, banned)
+        choose = apart.choose
+        apart.choose = lambda some, u: (seen.append(len(some)), choose(some, u))[1]
+        assert torch.equal(apart(None, scores.clone()), chosen)
+        assert torch.equal(apart.logprobs[0], together.logprobs[0]) and seen == [3, 3, 3, 1]
+        monkeypatch.undo()
+
+
 def test_sampler_never_lands_on_a_banned_token_at_the_end():
     banned = torch.tensor([False, False, True, True])
     sampler = Sampler(torch.tensor([[1 - 2 ** -53]], dtype=torch.float64), 1.0, banned)

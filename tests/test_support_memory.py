@@ -1,0 +1,79 @@
+"""How many answers a GPU decodes at a time: the arithmetic by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import tiny
+from lora import add_lora
+from support import memory
+from support.memory import held_bytes, judge_bytes, rows_at_a_time, rows_that_fit
+
+
+class Sizes(torch.nn.Module):
+    """The 7B's sizes, no weights but one in bfloat16."""
+    config = SimpleNamespace(num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
+                             hidden_size=3584, intermediate_size=18944, vocab_size=152064)
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+
+    def get_decoder(self):
+        return self
+
+
+def test_by_hand():
+    """Keys and values of a token are 57,344 bytes. A row of 512 new tokens behind an eighth of a prompt of
+    600: 576 + 11 tokens of them, .9 MB of logits, .37 MB of scores."""
+    token = 2 * 28 * 4 * 128 * 2
+    assert token == 57344
+    row = 587 * token + 152064 * 6 + 28 * 1112 * 12
+    beside = 256 * 600 * 3584 * 2 + 32 * 600 * 4 * 18944 * 2 + 2 ** 28
+
+    def card(rows):
+        """The card that this many rows just fill, with 20 GB of weights on it."""
+        return (rows * row + beside + 20e9) / 0.92
+
+    sizes = Sizes()
+    arguments = dict(held=20e9, prompt=600, n=8, images=256, max_new_tokens=512)
+    assert rows_that_fit(sizes, card(1000) + 1e4, **arguments) == 1000
+    assert rows_that_fit(sizes, card(1007) + 1e4, **arguments) == 1000   # whole groups
+    assert rows_that_fit(sizes, card(1000) - 1e4, **arguments) == 992
+    assert rows_that_fit(sizes, card(10 ** 6), **arguments) == 2048      # there are no more
+    assert rows_that_fit(sizes, card(5) + 1e4, **arguments) == 5         # a part of a group
+    assert rows_that_fit(sizes, 10e9, **arguments) == 1                  # and then it is tried
+
+
+def test_weights_that_are_trained_take_more(policy):
+    model = tiny.model(tiny.tokenizer())
+    frozen = sum(p.numel() for p in model.parameters())
+    model.requires_grad_(False)
+    assert held_bytes(model) == 4 * frozen
+    add_lora(model, 4, 8)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert held_bytes(model) == 4 * frozen + trained * (4 * 4 + 2)
+    judge = SimpleNamespace(model=model)
+    assert judge_bytes(judge) == judge_bytes(SimpleNamespace(judge=judge)) == held_bytes(model)
+    assert judge_bytes(lambda pairs: []) == judge_bytes(SimpleNamespace(model="a name on a server")) == 0
+
+
+def test_a_cpu_has_a_fixed_number(policy):
+    assert rows_at_a_time(policy, None, "what?", 8, 256, 512, None) == 512
+    assert rows_at_a_time(policy, None, "what?", 8, 256, 512, None, most=100) == 100
+    assert memory.longest_prompt(policy, "what?", 112 * 112) == memory.longest_prompt(policy, "what?",
+                                                                                      56 * 56) + 12
+
+
+@pytest.mark.parametrize("most, rows", [(None, 312), (400, 312), (100, 100)])
+def test_on_a_gpu_what_fits_is_the_ceiling(monkeypatch, capsys, most, rows):
+    """(.92 x 34 - 16 - 4.28) GB at 34.9 MB a row are 314, so 39 groups of 8."""
+    card = SimpleNamespace(total_memory=34 * 10 ** 9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(memory, "held_bytes", lambda model: 16 * 10 ** 9)
+    monkeypatch.setattr(memory, "longest_prompt", lambda *args: 600)
+    policy = SimpleNamespace(device=torch.device("cuda"), model=Sizes())
+    assert rows_at_a_time(policy, None, "what?", 8, 256, 512, None, most) == rows
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"{rows} answers are decoded at a time: 312 fit 34 GB")
