@@ -93,10 +93,9 @@ def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> P
     # A window of attention that slides ends inside the prompt for some tokens of a completion.
     shared = getattr(model.config.get_text_config(), "sliding_window", None) is None
     if not shared:
-        print(f"{name or 'this model'} has sliding-window attention: its completions are scored by the plain "
-              "path, each behind its own copy of the prompt, and images are answered one at a time: both take "
-              "several times as long",
-              file=sys.stderr)
+        print(f"{name or 'this model'} has sliding-window attention: images are answered one at a time, and "
+              "completions are scored by the plain path, each behind its own copy of the prompt, which takes "
+              "several times as long", file=sys.stderr)
     return Policy(model, processor, banned.to(model.device), eos_ids, pad_id, name, shared)
 
 

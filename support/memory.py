@@ -25,9 +25,10 @@ LARGEST_PIXELS = 512 * 28 * 28  # of an image, where no limit is set
 def rows_at_a_time(policy: Policy, judge, question: str, n: int, images: int, max_new_tokens: int,
                    max_pixels: int | None, most: int | None = None) -> int:
     """Answers to decode at a time, at most `most`: n to each of `images` images."""
-    if policy.device.type != "cuda":
+    device = torch.device(policy.device)
+    if device.type != "cuda":
         return most or CPU_ROWS
-    card = torch.cuda.get_device_properties(policy.device).total_memory
+    card = torch.cuda.get_device_properties(device).total_memory
     held = held_bytes(policy.model) + judge_bytes(judge)
     prompt = longest_prompt(policy, question, max_pixels or LARGEST_PIXELS)
     fit = rows_that_fit(policy.model, card, held, prompt, n, images, max_new_tokens)
