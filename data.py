@@ -13,7 +13,7 @@ As a library: `load("cub", "train", root="data", limit=3000)`. A dataset's name 
 
 Where this departs from the official release:
 1. Images are read as the archives unpack; the release re-encodes them into parquet. The EXIF rotation is
-   applied, transparency becomes white, 16-bit grey is scaled.
+   applied, transparency becomes white, grey of 16 or 32 bits is scaled.
 2. Sets are split as published. protocol="coop" takes CoOp's split for flowers, food and pets, as the release
    does. For flowers and food the two share images across train and test: use one protocol for a run.
 3. Where no validation set is published, it is the training images that the official subset of 3,000 leaves
@@ -23,16 +23,20 @@ This file can be copied alone; readers/ and toy/ are imported only when one of t
 """
 
 import argparse
-import glob
 import hashlib
+import io
 import json
+import os
 import random
 import re
+import stat
+import struct
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,33 +96,166 @@ UPRIGHT = {  # its value: what turns the stored picture upright
 }
 THINNEST = 200  # longest side / shortest side: above this Qwen2.5-VL's image processor refuses a picture
 
+# Pillow knows these by name, but needs another program to draw them (of a PostScript file one that may never
+# end), or can't.
+NO_PICTURES = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
+
 
 def read_image(path) -> Image.Image:
     """RGB, turned as its EXIF tag says, on white, fully decoded; whatever it is named. Raises BadImage."""
     try:
-        with Image.open(path) as file:
-            # Decode first: a cut or damaged file fails here, and Pillow turns a TIFF by itself and then drops
-            # its orientation, so the tag is looked up afterwards.
-            file.load()
-            orientation = file.getexif().get(ORIENTATION)
-
-            image = _eight_bit(file)
-            image = _on_white(image)
-            image = image.convert("RGB")
-            image = _turned(image, orientation)
-            _refuse_thin(image)
-            return image
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        refuse_special(path)
+    except (OSError, ValueError) as error:
         raise BadImage(f"cannot read the image {path}: {_reason(error, path)}") from None
+    try:
+        return _upright_rgb(path)
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        image = _without_texts(path)
+        if image is None:
+            raise BadImage(f"cannot read the image {path}: {_reason(error, path)}") from None
+        return image
 
+
+def refuse_special(path) -> None:
+    """ValueError for a pipe or a device, whatever its name: reading it may never end. OSError where nothing
+    is there."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # to open a folder is an error with a message
+        raise ValueError("it is a pipe or a device, no file")
+
+
+def picture_formats() -> list[str]:
+    """What Pillow can decode here, in the order in which it tries them."""
+    Image.init()
+    return [name for name in Image.ID if name not in NO_PICTURES]
+
+
+def _upright_rgb(source) -> Image.Image:
+    """The picture in a file, or in a stream of one. Raises whatever Pillow does."""
+    with Image.open(source, formats=picture_formats()) as file:
+        _refuse_thin(file)
+
+        # Decode first: a cut or damaged file fails here, and Pillow turns a TIFF by itself and then drops its
+        # orientation, so the tag is looked up afterwards.
+        file.load()
+        orientation = stored_orientation(file)
+
+        image = _eight_bit(file)
+        image = _on_white(image)
+        image = image.convert("RGB")
+        return _turned(image, orientation)
+
+
+def stored_orientation(file: Image.Image) -> int | None:
+    """The EXIF tag's value. None without one, and where the EXIF data is broken: the pixels may be whole."""
+    try:
+        return file.getexif().get(ORIENTATION)
+    except Exception:  # as many kinds as there are ways to break it
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A PNG or a WebP whose pixels are whole, but not what stands beside them
+#
+# Pillow refuses the whole file where a text or a profile is long, broken or cut off. Both formats are rows of
+# chunks, so that the pixels can be taken out and read alone.
+
+PNG = b"\x89PNG\r\n\x1a\n"  # its first eight bytes
+
+
+def _without_texts(path) -> Image.Image | None:
+    """A picture read without its texts and profiles. None for a file of another format, and where the pixels
+    themselves are broken."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(12)
+            if start.startswith(PNG):
+                content = _png_pixels(start + file.read())
+            elif start[:4] == b"RIFF" and start[8:] == b"WEBP":
+                content = _webp_pixels(start + file.read())
+            else:
+                return None
+        return _upright_rgb(io.BytesIO(content))
+    except Exception:  # the first try's error is the one that is told
+        return None
+
+
+def _png_pixels(content: bytes) -> bytes:
+    """A PNG's chunks with pixels and, if they are whole, its transparency and EXIF tags."""
+    kept = [PNG]
+    at = len(PNG)
+    while at + 12 <= len(content):
+        # length of the body, kind, body, checksum of kind and body
+        size, kind = struct.unpack_from(">I4s", content, at)
+        chunk = content[at:at + 12 + size]
+        at += 12 + size
+        checksum = zlib.crc32(chunk[4:-4]).to_bytes(4, "big")
+        is_whole = chunk[-4:] == checksum
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+            kept.append(chunk)
+        if kind in (b"tRNS", b"eXIf") and is_whole:
+            kept.append(chunk)
+    return b"".join(kept)
+
+
+def _webp_pixels(content: bytes) -> bytes:
+    """A WebP's chunks with pixels, and its header without the flags of the others."""
+    profile, exif, xmp = 0x20, 0x08, 0x04
+    kept = [b"WEBP"]
+    at = 12
+    while at + 8 <= len(content):
+        # kind, length of the body, body, a zero where it is odd
+        kind, size = struct.unpack_from("<4sI", content, at)
+        chunk = bytearray(content[at:at + 8 + size + size % 2])
+        at += len(chunk)
+        if kind == b"VP8X":
+            chunk[8] &= ~(profile | exif | xmp)
+        if kind in (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"):
+            kept.append(chunk)
+    body = b"".join(kept)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What an image is made of, one thing at a time
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey, Pillow's modes I and I;16, scaled to 8 bits: convert() would clip it at 255."""
-    if not image.mode.startswith("I"):
+    """Grey of 16 or 32 bits, Pillow's modes I;16, I and F, scaled to 8 bits: convert() would clip it at
+    255."""
+    if not image.mode.startswith(("I", "F")):
         return image
-    grey = np.asarray(image).clip(0, 65535)  # (height, width)
-    scaled = (grey / 257).round()  # 65535 / 257 = 255
-    return Image.fromarray(scaled.astype(np.uint8))
+    grey = np.asarray(image)  # (height, width)
+    if image.mode == "I" and _is_unsigned(image):
+        grey = grey.view(np.uint32)
+
+    black, white = 0, 65535
+    if not image.mode.startswith("I;16"):
+        black, white = _grey_range(grey)
+    shares = (grey.astype(np.float32) - black) / (white - black)
+    shares = np.nan_to_num(shares, copy=False).clip(0, 1)
+    return Image.fromarray((255 * shares).round().astype(np.uint8))
+
+
+def _is_unsigned(image: Image.Image) -> bool:
+    """Whether the 32-bit integers of a TIFF are: Pillow's mode I makes negative numbers of the large ones."""
+    bits, sample_format = 258, 339  # tags
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(bits) == (32,) and tags.get(sample_format, (1,)) == (1,)
+
+
+def _grey_range(grey: np.ndarray) -> tuple[float, float]:
+    """What is black and what is white in 32-bit grey, which no file says: the smallest usual range that holds
+    the picture, or else its own. A pixel in a hundred may lie beyond it: resampling overshoots."""
+    finite = grey[np.isfinite(grey)]
+    if finite.size == 0:
+        return 0, 1
+    darkest, brightest = np.percentile(finite, [1, 99]).tolist()
+    if darkest < 0:
+        return darkest, brightest if brightest > darkest else darkest + 1
+    for white in (1, 255, 65535):
+        if brightest <= white:
+            return 0, white
+    return 0, brightest
 
 
 def _on_white(image: Image.Image) -> Image.Image:
