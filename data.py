@@ -325,6 +325,8 @@ def load(name: str, split: str = "train", root=None, limit: int | None = None,
         raise ValueError(f"limit must be at least 1, got {limit}")
     if protocol not in ("official", "coop"):
         raise ValueError(f"unknown protocol {protocol!r}: choose official or coop")
+    refuse_undecodable("--data", name)
+    refuse_undecodable("--root", str(root))
 
     if name == "toy" or name.startswith("toy-"):
         examples = _toy(name, SPLIT_NAMES[split])
@@ -364,6 +366,8 @@ def _one_split(name: str, split: str, folder: Path, rows: list[Row]) -> list[Exa
         hint = known.hint
 
     _refuse_repeats(name, rows)
+    for row in rows:
+        _check_row(name, row)
     chosen = _choose(split, rows)
     if not chosen:
         present = {row.split for row in rows}
@@ -372,6 +376,7 @@ def _one_split(name: str, split: str, folder: Path, rows: list[Row]) -> list[Exa
 
     prefix = Path(name).as_posix()
     domain = title(name)
+    refuse_undecodable("the folder", domain)
     examples = []
     for row in chosen:
         file = find_image(folder, row.path)
@@ -387,6 +392,29 @@ def _refuse_repeats(name: str, rows: list[Row]) -> None:
     path, most = times.most_common(1)[0]
     if most > 1:
         raise ValueError(f"{name}: {path} is listed twice in train, val and test together: keep one")
+
+
+LONGEST_LABEL = 300  # characters: a label is a name, and goes to the judge with every answer
+
+
+def _check_row(name: str, row: Row) -> None:
+    """ValueError for a label or a path that rollouts, judges or logs could not take."""
+    refuse_undecodable(f"{name}: the path", row.path)
+    refuse_undecodable(f"{name}: the label of {row.path},", row.label)
+    if not row.label.strip():
+        raise ValueError(f"{name}: {row.path} has no label")
+    if len(row.label) > LONGEST_LABEL:
+        raise ValueError(f"{name}: the label of {row.path} has {len(row.label)} characters, "
+                         f"more than {LONGEST_LABEL}")
+
+
+def refuse_undecodable(what: str, text: str) -> None:
+    """ValueError for half a character: Python puts those where a file's name is not UTF-8, JSON can hold them
+    too, and neither a log nor a tokenizer takes them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} {text!r:.200} is not UTF-8: rename it") from None
 
 
 def _choose(split: str, rows: list[Row]) -> list[Row]:
@@ -534,23 +562,139 @@ def published() -> dict[str, Published]:
 # ------------------------------------------------------------------------------------------------------------
 # Your own images: class folders
 
-PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
+MOST_STRAYS = 100_000  # files and folders, ten to a picture: above this it is no folder of pictures
 
 
 def class_folders(folder: Path) -> Iterator[Row]:
-    """SPLIT/CLASS/IMAGE; or CLASS/IMAGE, split by a hash of the path. Hidden files and others are skipped."""
-    split_first = any(entry.name.lower() in SPLIT_NAMES for entry in folder.iterdir() if entry.is_dir())
-    names = glob.glob("**/*", root_dir=folder, recursive=True)  # none that starts with a dot
-    for file in sorted(Path(name) for name in names):
-        path = file.as_posix()
-        if split_first:
-            parts = file.parts
-        else:
-            parts = (_hashed_split(path), *file.parts)
-        split = SPLIT_NAMES.get(parts[0].lower())
-        in_class = len(parts) > 2
-        if split and in_class and file.suffix.lower() in PICTURES:
-            yield Row(split, path, _clean_label(parts[1]))
+    """SPLIT/CLASS/IMAGE; or CLASS/IMAGE, split by a hash of the path. Hidden files are left out; what else is
+    skipped is named on the error output. Raises ValueError for a folder of other things."""
+    pictures, others = _files_below(folder)
+    split_first = _are_splits(folder, pictures)
+    labels = set()
+    in_no_class = []
+    for file in pictures:
+        split, label = _split_and_label(file, split_first)
+        if split is None:
+            in_no_class.append(file)
+            continue
+        labels.add(label)
+        yield Row(split, file.as_posix(), label)
+
+    # What is not read, and what may be wrong with what is.
+    if others:
+        counts = Counter(file.suffix.lower() or "no suffix" for file in others)
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
+        _warn_of_skipped(folder, others, f"not pictures that Pillow reads here ({kinds})")
+    if in_no_class:
+        layout = "SPLIT/CLASS" if split_first else "CLASS"
+        _warn_of_skipped(folder, in_no_class, f"not in a folder {layout}")
+    without_picture = {_split_and_label(file, split_first)[1] for file in others} - labels - {None}
+    if without_picture:
+        _warn(f"{folder}: there is no picture of {', '.join(sorted(without_picture)[:10])}")
+    if len(labels) == 1 and len(pictures) > 1:
+        _warn(f"{folder}: all pictures have one label, {labels.pop()}: is a folder above or below it meant?")
+
+
+def _split_and_label(file: Path, split_first: bool) -> tuple[str | None, str | None]:
+    """What the path of a file says; (None, None) for one that lies in no class, or in no split."""
+    if split_first:
+        parts = file.parts
+    else:
+        parts = (_hashed_split(file.as_posix()), *file.parts)
+    split = SPLIT_NAMES.get(parts[0].lower())
+    in_class = len(parts) > 2
+    if split is None or not in_class:
+        return None, None
+    return split, _clean_label(parts[1])
+
+
+def picture_suffixes() -> set[str]:
+    """How the names of files end that Pillow reads here."""
+    formats = picture_formats()
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+
+
+def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The pictures and the other files below a folder, links followed, without the hidden ones: their paths
+    from there. Raises ValueError where it is plainly no folder of pictures: one's home, or the whole disk."""
+    suffixes = picture_suffixes()
+    pictures = []
+    others = []
+    closed = []
+    strays = 0  # whatever is not a picture, folders too
+    todo = [(Path(), ())]  # folders, each with the identities of those above it
+    while todo:
+        below, above = todo.pop()
+        try:
+            status = os.stat(folder / below)
+            entries = list(os.scandir(folder / below))
+        except OSError:
+            if not above:
+                raise
+            closed.append(below)
+            continue
+
+        # A link to a folder above it would lead round and round.
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            closed.append(below)
+            continue
+
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = below / entry.name
+            if entry.is_dir():
+                todo.append((path, (*above, identity)))
+                strays += 1
+            elif path.suffix.lower() in suffixes:
+                pictures.append(path)
+            else:
+                others.append(path)
+                strays += 1
+            if strays > MOST_STRAYS and strays > 10 * len(pictures):
+                raise ValueError(f"{folder} holds over {MOST_STRAYS} files and folders that are no pictures: "
+                                 "say the folder of the class folders")
+    if closed:
+        _warn_of_skipped(folder, sorted(closed), "folders that can't be opened, or link to one above them")
+    return sorted(pictures), sorted(others)
+
+
+def _are_splits(folder: Path, pictures: list[Path]) -> bool:
+    """Whether the folders named train, val or test are splits: they may be classes, as of trains.
+
+    They are where two of them hold class folders, or where no more folders of pictures stand beside them
+    than in them.
+    """
+    classes = {}  # each folder of pictures: the folders in it
+    for file in pictures:
+        if len(file.parts) > 1:
+            within = classes.setdefault(file.parts[0], set())
+            if len(file.parts) > 2:
+                within.add(file.parts[1])
+    named = [name for name in classes if name.lower() in SPLIT_NAMES]
+    if not named:
+        return False
+    holding = [name for name in named if classes[name]]
+    inside = sum(len(classes[name]) for name in named)
+    beside = [name for name in classes if name not in named]
+    if len(holding) > 1 or inside >= len(beside):
+        return True
+    _warn(f"{folder}: {' and '.join(named)} taken for a class, as {', '.join(beside[:3])} beside it hold "
+          "pictures too")
+    return False
+
+
+def _warn_of_skipped(folder: Path, files: list[Path], why: str) -> None:
+    first = ", ".join(file.as_posix() for file in files[:3])
+    more = ", ..." if len(files) > 3 else ""
+    _warn(f"{folder}: {len(files)} skipped, {why}: {first}{more}")
+
+
+@cache
+def _warn(line: str) -> None:
+    """Says it on the error output, once: the splits of a set are loaded one after the other."""
+    print(f"warning: {line}", file=sys.stderr)
 
 
 def _hashed_split(path: str) -> str:
@@ -599,7 +743,7 @@ def _jsonl_row(line: str) -> Row:
 def parse_lines(file: Path, parse: Callable[[str], object], expected: str) -> Iterator:
     """What `parse` makes of each line that is neither blank nor a comment. Where it fails, ValueError with
     the line's number and what was `expected`."""
-    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark that some editors put first
+    content = file_bytes(file).removeprefix(b"\xef\xbb\xbf")  # the mark that some editors put first
     for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip() or line.startswith(b"#"):
             continue
@@ -609,6 +753,18 @@ def parse_lines(file: Path, parse: Callable[[str], object], expected: str) -> It
             got = line[:60].decode(errors="replace")
             raise ValueError(f"{file}, line {number}: expected {expected}, got {got!r}") from None
         yield parsed
+
+
+def file_bytes(file: Path, most: int | None = None) -> bytes:
+    """What a file holds. Raises OSError, and ValueError for a pipe, a device, or more than `most` bytes."""
+    try:
+        refuse_special(file)
+    except ValueError as error:
+        raise ValueError(f"cannot read {file}: {error}") from None
+    size = file.stat().st_size
+    if most is not None and size > most:
+        raise ValueError(f"cannot read {file}: {size} bytes are no list of images")
+    return file.read_bytes()
 
 
 def match_lines(file: Path, pattern: str, example: str) -> Iterator[tuple[str, ...]]:
@@ -636,6 +792,7 @@ def _find(name: str, root: Path, protocol: str) -> tuple[Path, list[Row]]:
     read = known.read_coop if by_coop else known.read
 
     missing = None
+    without_pictures = None
     for folder in _candidates(root, known.folders):
         images = folder / known.images
         try:
@@ -643,14 +800,22 @@ def _find(name: str, root: Path, protocol: str) -> tuple[Path, list[Row]]:
             rows = []
             for split, path, label in read(folder):
                 rows.append(Row(SPLIT_NAMES[split], Path(path).as_posix(), _clean_label(label)))
-            return images, rows
         except (FileNotFoundError, NotADirectoryError) as error:
             # Said if no other folder holds the set: what the innermost lacks, which is surely meant.
             if missing is None:
                 missing = error.filename
+            continue
         except (TypeError, LookupError, AttributeError) as error:  # JSON or .mat of another shape
             raise ValueError(f"{folder}: a list there is not as published, fetch it again "
                              f"({type(error).__name__}: {error})") from None
+
+        # Lists alone are a set only where no other folder has the pictures too.
+        if any(known.find_image(images, row.path).exists() for row in rows):
+            return images, rows
+        if without_pictures is None:
+            without_pictures = images, rows
+    if without_pictures is not None:
+        return without_pictures
 
     if root.is_file():
         raise FileNotFoundError(f"{root} is a file: unpack it and say --root FOLDER")
