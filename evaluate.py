@@ -44,8 +44,9 @@ from support.answers import answers_file, append_answers, stored_answers, weight
 from support.command_line import first_line
 from support.embedder import load_embedder
 from support.files import write_json
-from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, adapter_folder, base_models,
-                             choose_model, is_toy, is_toy_model, load_judge, load_policy, question_for, trust)
+from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, ImagesUnreadable, JudgeFailed, adapter_folder,
+                             base_models, choose_model, is_toy, is_toy_model, load_judge, load_policy,
+                             question_for, require_readable, trust)
 from support.processes import gather, share
 from support.tables import table
 from toy import captions
@@ -175,14 +176,17 @@ def thought_not_said(truth: str, text: str, answer: str | None) -> bool:
 
 
 def before_and_after(policy: Policy, judge: Judge, tests: dict[str, list], question: str, max_new_tokens: int,
-                     seed: int, most_errors: float = 1.0, rows: int = 256) -> dict:
+                     seed: int, most_errors: float = 1.0, rows: int = 256,
+                     most_unreadable: float = 1.0) -> dict:
     """What training changed: every test set, greedy and with one sample at temperature 1, with the adapters
     off (the model as it came) and on. Of several processes each answers its own share of the images.
 
     tests: name -> Examples. Returns {"greedy" or "temperature 1": {name: {"before" or "after": figures}}}.
-    Raises JudgeFailed where more than the share most_errors of a set's answers has no verdict.
+    Raises JudgeFailed where more than the share most_errors of a set's answers has no verdict,
+    ImagesUnreadable where more than the share most_unreadable of its images can't be read, or none of any.
     """
     results = {}
+    read = 0  # images, however often
     for when in ("before", "after"):
         adapters = adapters_off(policy.model) if when == "before" else nullcontext()
         with adapters:
@@ -191,9 +195,13 @@ def before_and_after(policy: Policy, judge: Judge, tests: dict[str, list], quest
                     own = evaluate(policy, judge, share(examples), question, 1, temperature, max_new_tokens,
                                    seed, rows, label=f"{when} {name}")
                     summary = merge(gather([own["summary"]]))
+                    require_readable(summary.unreadable, len(examples), most_unreadable, name)
                     answers = summary.n + summary.judge_errors
                     trust(judge, summary.judge_errors, answers, most_errors, f"answers to {name}")
                     results.setdefault(how, {}).setdefault(name, {})[when] = summary.to_json()
+                    read += len(examples) - summary.unreadable
+    if any(tests.values()) and read == 0:
+        raise ImagesUnreadable("none of the test images can be read: there is no table")
     return results
 
 
@@ -264,6 +272,8 @@ def parser() -> argparse.ArgumentParser:
                                    f"for the embedded world, else {JUDGE})")
     add_arguments(p)
     p.add_argument("--judge-cache", default=VERDICTS, help="file of remembered verdicts, or none")
+    p.add_argument("--max-unreadable", type=float, default=0.5, metavar="SHARE",
+                   help="share of a dataset's images that can't be read that ends the command (default: 0.5)")
     p.add_argument("--embedder",
                    help="encoder of texts, folder or hub name: adds semantic similarity "
                         "(the literature's: sentence-transformers/all-MiniLM-L6-v2)")
@@ -300,6 +310,13 @@ def check_options(args) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if args.temperature is not None and not 0 <= args.temperature < math.inf:
         raise ValueError(f"--temperature must be 0 or more, got {args.temperature}")
+    if not 0 <= args.max_unreadable <= 1:
+        raise ValueError(f"--max-unreadable must be in [0, 1], got {args.max_unreadable}")
+
+    # words that neither the files nor the answers could hold
+    for name, value in vars(args).items():
+        for text in value if isinstance(value, list) else [value]:
+            data.refuse_undecodable(f"--{name.replace('_', '-')}", str(text))
 
     # where the figures go: nothing of somebody else's is overwritten
     if args.out:
@@ -361,7 +378,7 @@ def answer_arguments(args, command: Command) -> dict:
     """All that the answers depend on, as the files of --out say it: another command's answers are refused.
     Left out is what only says where they go, how many are decoded at a time, and how a judge is reached."""
     arguments = dict(vars(args))
-    for name in ("image", "out", "rows", "judge_cache", "judge_key_file"):
+    for name in ("image", "out", "rows", "max_unreadable", "judge_cache", "judge_key_file"):
         del arguments[name]
     arguments["adapter"] = command.adapters
     arguments["model"] = command.model
@@ -426,6 +443,7 @@ def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
         for name, examples in datasets.items():
             tally = tallies[adapter][name]
             done = len(tally.groups)
+            require_readable(len(tally.unreadable), len(examples), args.max_unreadable, name)
             if done == len(examples):
                 continue
 
@@ -440,11 +458,34 @@ def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
             batches = answer_in_batches(policy, judge, examples, command.question, args.n,
                                         command.temperature, command.max_new_tokens, args.seed, args.rows,
                                         label=f"{adapter} {name}", embed=embed, first=done)
+            batches = readable_batches(batches, len(tally.unreadable), len(examples), args.max_unreadable,
+                                       name)
             for records in trusted_batches(batches, judge, len(examples) - done):
                 if file is not None:
                     append_answers(file, arguments, adapter, name, records)
                 for record in records:
                     tally.add(record)
+
+
+def readable_batches(batches: Iterable[list[dict]], unreadable: int, images: int, most: float,
+                     name: str) -> Iterator[list[dict]]:
+    """Passes batches of records on, as long as enough of a dataset's images can be read.
+
+    unreadable: of its `images` those that were met before. While most of what is new can't be read, it is
+    held back. Raises ImagesUnreadable once more than the share `most` of all its images can't: what was held
+    back is not kept, so that the same command reads those images again.
+    """
+    held = []
+    for batch in batches:
+        held += batch
+        lines = [record["unreadable"] for record in held if "unreadable" in record]
+        require_readable(unreadable + len(lines), images, most, name, "".join(lines[:1]))
+        if len(lines) <= most * len(held):
+            yield held
+            unreadable += len(lines)
+            held = []
+    if held:
+        yield held
 
 
 def trusted_batches(batches: Iterable[list[dict]], judge: Judge, images: int) -> Iterator[list[dict]]:
@@ -536,6 +577,9 @@ def run(args) -> None:
     file = answers_file(args.out) if args.out else None
     tallies = stored_tallies(file, arguments, command.adapters, datasets)
     answer_rest(args, command, datasets, tallies, file, arguments)
+    answers = sum(tally.answers for tally in tallies[command.adapters[0]].values())
+    if any(datasets.values()) and answers == 0:
+        raise ImagesUnreadable("none of the images can be read: there is no table")
 
     results = table_rows(tallies, args.n)
     if args.out:

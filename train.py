@@ -48,7 +48,7 @@ from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, SHARE, 
                                   option, parser, resumed_config)
 from support.files import append, write_json
 from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, is_toy, load_judge, load_policy, question_for,
-                             trust)
+                             require_readable, trust)
 from support.processes import RANK, gather, share, start_processes, sum_gradients, total
 from support.run_folder import load_state, refuse_used_folder, save_state, stops_in_one_line
 from support.step_log import (StepLog, UpdateStatistics, cache_figures, gather_records, left_the_step,
@@ -81,6 +81,7 @@ class Config:
     judge_key_file: str | None = option(None, "file with the server's key; None: JUDGE_API_KEY")
     judge_cache: str = option(VERDICTS, "file of remembered verdicts, or none", "official: Redis")
     max_judge_errors: float = option(0.5, "share of groups without a verdict that ends the run", must=SHARE)
+    max_unreadable: float = option(0.5, "share of images that can't be read that ends the run", must=SHARE)
     method: str = option("rl", "rl; supervised fine-tuning is python -m baselines.sft", "official: rl",
                          choices=("rl", "sft"))
     prompt: str = option("base", "the question: base, specific, ...", "official: base")
@@ -157,9 +158,10 @@ def train(job: Job) -> None:
         batch = step_examples(job.examples, config, step)
 
         # 1. Rollout: N answers to each image. Of several processes each takes its share of the images. An
-        #    image that can't be read is named, and left out.
+        #    image that can't be read is named, and left out. If too many are, the run stops.
         with log.timer("rollout"):
             examples, images, unreadable = data.read_images(share(batch))
+            require_step_readable(unreadable, batch, config, step)
             ids = [example.id for example in examples]
             groups = sample(policy, images, ids, job.question, n=config.n, seed=config.seed,
                             stream=f"train/{step}", temperature=config.temperature,
@@ -294,6 +296,12 @@ def step_examples(examples: list, config: Config, step: int) -> list:
     order = rng.permutation(len(examples))
     start = step_of_epoch * config.images_per_step
     return [examples[i] for i in order[start:start + config.images_per_step]]
+
+
+def require_step_readable(unreadable: list[str], batch: list, config: Config, step: int) -> None:
+    """Raises ImagesUnreadable where too much of a step can't be read. unreadable: this process's lines."""
+    lines = gather(unreadable)
+    require_readable(len(lines), len(batch), config.max_unreadable, f"step {step}", "".join(lines[:1]))
 
 
 def with_noise(categories: list, config: Config, step: int, image_id: str) -> list:
@@ -506,9 +514,12 @@ def validate(job: Job) -> dict[str, float]:
                        max_new_tokens=config.max_new_tokens, rows=evaluation_rows(config),
                        label=f"validate {name}")
         summary = merge(gather([own["summary"]]))
+        require_readable(summary.unreadable, len(examples), config.max_unreadable,
+                         f"the validation on {name}")
         trust(job.judge, summary.judge_errors, summary.n + summary.judge_errors, config.max_judge_errors,
               "validation answers")
-        summaries.append(summary)
+        if summary.n > 0:
+            summaries.append(summary)
     if not summaries:
         return {}
     return {f"val/{figure}": value for figure, value in average(summaries).items()}
@@ -533,7 +544,8 @@ def finish_run(job: Job) -> None:
     if RANK == 0:
         save_adapter(job.policy.model, job.run / "adapter", job.policy.name)
     results = before_and_after(job.policy, job.judge, job.tests, job.question, config.max_new_tokens,
-                               config.seed, config.max_judge_errors, evaluation_rows(config))
+                               config.seed, config.max_judge_errors, evaluation_rows(config),
+                               config.max_unreadable)
     if RANK > 0:
         return
     write_json(job.run / "eval.json", results)
