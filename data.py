@@ -562,7 +562,7 @@ def published() -> dict[str, Published]:
 # ------------------------------------------------------------------------------------------------------------
 # Your own images: class folders
 
-MOST_STRAYS = 100_000  # files and folders, ten to a picture: above this it is no folder of pictures
+MOST_BARREN = 10_000  # folders without a picture, ten to each with some: above this it is another tree
 
 
 def class_folders(folder: Path) -> Iterator[Row]:
@@ -621,7 +621,8 @@ def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
     pictures = []
     others = []
     closed = []
-    strays = 0  # whatever is not a picture, folders too
+    fruitful = 0  # folders with pictures
+    barren = 0    # and without
     todo = [(Path(), ())]  # folders, each with the identities of those above it
     while todo:
         below, above = todo.pop()
@@ -640,21 +641,25 @@ def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
             closed.append(below)
             continue
 
+        before = len(pictures)
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             path = below / entry.name
             if entry.is_dir():
                 todo.append((path, (*above, identity)))
-                strays += 1
             elif path.suffix.lower() in suffixes:
                 pictures.append(path)
             else:
                 others.append(path)
-                strays += 1
-            if strays > MOST_STRAYS and strays > 10 * len(pictures):
-                raise ValueError(f"{folder} holds over {MOST_STRAYS} files and folders that are no pictures: "
-                                 "say the folder of the class folders")
+
+        if len(pictures) > before:
+            fruitful += 1
+        else:
+            barren += 1
+        if barren > MOST_BARREN and barren > 10 * fruitful:
+            raise ValueError(f"{folder} holds over {MOST_BARREN} folders without a picture: say the folder "
+                             "of the class folders")
     if closed:
         _warn_of_skipped(folder, sorted(closed), "folders that can't be opened, or link to one above them")
     return sorted(pictures), sorted(others)
