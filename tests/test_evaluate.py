@@ -263,8 +263,8 @@ def test_too_many_unreadable_images_are_no_result_and_nothing_of_them_is_kept(ro
     lost = {e.id for e in data.load("toy-bird", "test", limit=10)[4:]}
     with pytest.raises(SystemExit) as e:
         run(monkeypatch, *argv, "--out", tmp_path / "out.json", broken=lambda e: e.id in lost)
-    assert str(e.value).startswith("evaluate.py: 6 of 10 images of toy-bird can't be read, --max-unreadable is "
-                                   "0.5 (cannot read the image toy-bird/")
+    assert str(e.value).startswith("evaluate.py: 6 of 10 images of toy-bird can't be read, --max-unreadable "
+                                   "is 0.5 (cannot read the image toy-bird/")
     assert "\n" not in str(e.value)
     assert not (tmp_path / "out.json").exists()
     file = tmp_path / "out.jsonl"
