@@ -105,9 +105,6 @@ def read_image(path) -> Image.Image:
     """RGB, turned as its EXIF tag says, on white, fully decoded; whatever it is named. Raises BadImage."""
     try:
         refuse_special(path)
-    except (OSError, ValueError) as error:
-        raise BadImage(f"cannot read the image {path}: {_reason(error, path)}") from None
-    try:
         return _upright_rgb(path)
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         image = _without_texts(path)
@@ -167,15 +164,14 @@ def _without_texts(path) -> Image.Image | None:
     """A picture read without its texts and profiles. None for a file of another format, and where the pixels
     themselves are broken."""
     try:
-        with open(path, "rb") as file:
-            start = file.read(12)
-            if start.startswith(PNG):
-                content = _png_pixels(start + file.read())
-            elif start[:4] == b"RIFF" and start[8:] == b"WEBP":
-                content = _webp_pixels(start + file.read())
-            else:
-                return None
-        return _upright_rgb(io.BytesIO(content))
+        content = file_bytes(Path(path))
+        if content.startswith(PNG):
+            pixels = _png_pixels(content)
+        elif content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+            pixels = _webp_pixels(content)
+        else:
+            return None
+        return _upright_rgb(io.BytesIO(pixels))
     except Exception:  # the first try's error is the one that is told
         return None
 
@@ -588,9 +584,13 @@ def class_folders(folder: Path) -> Iterator[Row]:
     if in_no_class:
         layout = "SPLIT/CLASS" if split_first else "CLASS"
         _warn_of_skipped(folder, in_no_class, f"not in a folder {layout}")
-    without_picture = {_split_and_label(file, split_first)[1] for file in others} - labels - {None}
-    if without_picture:
-        _warn(f"{folder}: there is no picture of {', '.join(sorted(without_picture)[:10])}")
+    lost = set()
+    for file in others:
+        split, label = _split_and_label(file, split_first)
+        if split is not None and label not in labels:
+            lost.add(label)
+    if lost:
+        _warn(f"{folder}: there is no picture of {', '.join(sorted(lost)[:10])}")
     if len(labels) == 1 and len(pictures) > 1:
         _warn(f"{folder}: all pictures have one label, {labels.pop()}: is a folder above or below it meant?")
 
@@ -635,12 +635,13 @@ def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
             closed.append(below)
             continue
 
-        # A link to a folder above it would lead round and round.
+        # A link to a folder above itself would lead round and round.
         identity = (status.st_dev, status.st_ino)
         if identity in above:
             closed.append(below)
             continue
 
+        # What lies in the folder; those in it come later.
         before = len(pictures)
         for entry in entries:
             if entry.name.startswith("."):
@@ -653,6 +654,7 @@ def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
             else:
                 others.append(path)
 
+        # A disk has pictures too, but few folders of them.
         if len(pictures) > before:
             fruitful += 1
         else:
@@ -678,12 +680,12 @@ def _are_splits(folder: Path, pictures: list[Path]) -> bool:
             if len(file.parts) > 2:
                 within.add(file.parts[1])
     named = [name for name in classes if name.lower() in SPLIT_NAMES]
+    beside = [name for name in classes if name not in named]
     if not named:
         return False
-    holding = [name for name in named if classes[name]]
+    with_classes = [name for name in named if classes[name]]
     inside = sum(len(classes[name]) for name in named)
-    beside = [name for name in classes if name not in named]
-    if len(holding) > 1 or inside >= len(beside):
+    if len(with_classes) > 1 or inside >= len(beside):
         return True
     _warn(f"{folder}: {' and '.join(named)} taken for a class, as {', '.join(beside[:3])} beside it hold "
           "pictures too")

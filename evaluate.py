@@ -315,8 +315,9 @@ def check_options(args) -> None:
 
     # words that neither the files nor the answers could hold
     for name, value in vars(args).items():
-        for text in value if isinstance(value, list) else [value]:
-            data.refuse_undecodable(f"--{name.replace('_', '-')}", str(text))
+        values = value if isinstance(value, list) else [value]
+        for each in values:
+            data.refuse_undecodable(f"--{name.replace('_', '-')}", str(each))
 
     # where the figures go: nothing of somebody else's is overwritten
     if args.out:
@@ -433,6 +434,27 @@ def stored_tallies(file: Path | None, arguments: dict, adapters: list[str],
     return tallies
 
 
+def refuse_stored_unreadable(args, datasets: dict[str, list], tallies: dict[str, dict[str, Tally]]) -> None:
+    """Raises ValueError where the file holds more unreadable images than this command allows: it would never
+    read them again."""
+    for by_name in tallies.values():
+        for name, examples in datasets.items():
+            stored = len(by_name[name].unreadable)
+            if stored > args.max_unreadable * len(examples):
+                raise ValueError(f"{answers_file(args.out)} says that {stored} of {len(examples)} images of "
+                                 f"{name} can't be read, --max-unreadable is {args.max_unreadable}: give "
+                                 "another --out")
+
+
+def refuse_empty_table(args, datasets: dict[str, list], tallies: dict[str, dict[str, Tally]]) -> None:
+    """Raises ValueError where none of the images could be read."""
+    first = next(iter(tallies.values()))
+    answers = sum(tally.answers for tally in first.values())
+    if any(datasets.values()) and answers == 0:
+        again = "; once they can, give another --out" if args.out else ""
+        raise ValueError(f"none of the images can be read: there is no table{again}")
+
+
 def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
                 tallies: dict[str, dict[str, Tally]], file: Path | None, arguments: dict) -> None:
     """Answers what the tallies lack, judges it, keeps it in the file if there is one, and tallies it."""
@@ -443,7 +465,6 @@ def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
         for name, examples in datasets.items():
             tally = tallies[adapter][name]
             done = len(tally.groups)
-            require_readable(len(tally.unreadable), len(examples), args.max_unreadable, name)
             if done == len(examples):
                 continue
 
@@ -576,10 +597,9 @@ def run(args) -> None:
     arguments = answer_arguments(args, command)
     file = answers_file(args.out) if args.out else None
     tallies = stored_tallies(file, arguments, command.adapters, datasets)
+    refuse_stored_unreadable(args, datasets, tallies)
     answer_rest(args, command, datasets, tallies, file, arguments)
-    answers = sum(tally.answers for tally in tallies[command.adapters[0]].values())
-    if any(datasets.values()) and answers == 0:
-        raise ImagesUnreadable("none of the images can be read: there is no table")
+    refuse_empty_table(args, datasets, tallies)
 
     results = table_rows(tallies, args.n)
     if args.out:

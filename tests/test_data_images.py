@@ -280,7 +280,7 @@ def spoilt(content: bytes, rng: random.Random) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow warns of damage
-def test_a_thousand_spoilt_pictures_are_read_or_named(tmp_path):
+def test_thousands_of_spoilt_pictures_are_read_or_named(tmp_path):
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     small = noise().resize((12, 10))
@@ -291,7 +291,7 @@ def test_a_thousand_spoilt_pictures_are_read_or_named(tmp_path):
              encoded(small, "JPEG2000"), encoded(small, "ICO"), encoded(small, "TGA"), encoded(small, "PCX")]
     rng = random.Random(0)
     read = 0
-    for number in range(1500):
+    for number in range(2000):
         file = tmp_path / f"{number}.jpg"
         file.write_bytes(spoilt(rng.choice(whole), rng))
         try:
@@ -300,7 +300,7 @@ def test_a_thousand_spoilt_pictures_are_read_or_named(tmp_path):
         except data.BadImage as error:
             assert file.name in str(error)
             assert "\n" not in str(error)
-    assert 200 < read < 1300  # neither all nor nothing
+    assert 300 < read < 1700  # neither all nor nothing
 
 
 def test_the_readable_examples_their_images_and_a_line_for_each_other(tmp_path):

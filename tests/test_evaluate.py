@@ -279,13 +279,14 @@ def test_half_of_the_images_unreadable_is_not_more_than_half(monkeypatch, tmp_pa
     argv = ["--data", "toy-bird", "--out", tmp_path / "out.json"]
     run(monkeypatch, *argv, broken=lambda e: e.id in lost)
     assert results(tmp_path)["none"]["toy-bird"]["summary"]["unreadable"] == 5
-    with pytest.raises(SystemExit, match="5 of 10 images of toy-bird can't be read, --max-unreadable is 0.4"):
+    message = "out.jsonl says that 5 of 10 images of toy-bird can't be read, .* is 0.4: give another --out$"
+    with pytest.raises(SystemExit, match=message):
         run(monkeypatch, *argv, "--max-unreadable", ".4")  # those that are kept count too
 
 
 def test_a_table_without_images_is_no_table(monkeypatch, tmp_path, capsys):
     argv = ["--data", "toy-bird,toy-fish", "--max-unreadable", "1", "--out", tmp_path / "out.json"]
-    with pytest.raises(SystemExit, match="evaluate.py: none of the images can be read: there is no table"):
+    with pytest.raises(SystemExit, match="^evaluate.py: none of the images .* no table; .* another --out$"):
         run(monkeypatch, *argv, broken=lambda e: True)
     assert not (tmp_path / "out.json").exists()
     assert capsys.readouterr().out == ""
