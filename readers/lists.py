@@ -1,6 +1,7 @@
 """CSV and JSON lists; a file that is neither ends in one line that names it."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
@@ -11,9 +12,9 @@ def read_csv(file: Path, *columns: str) -> list[list[str]]:
     """These columns of each row. Raises ValueError for another format, KeyError for a missing column."""
     content = file_bytes(file)
     try:
-        lines = content.decode("utf-8-sig").splitlines(keepends=True)
+        text = io.StringIO(content.decode("utf-8-sig"), newline="")
         rows = []
-        for row in csv.DictReader(lines):
+        for row in csv.DictReader(text):
             rows.append([row[column] for column in columns])
         return rows
     except (ValueError, csv.Error) as error:
