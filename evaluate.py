@@ -195,7 +195,7 @@ def before_and_after(policy: Policy, judge: Judge, tests: dict[str, list], quest
                     own = evaluate(policy, judge, share(examples), question, 1, temperature, max_new_tokens,
                                    seed, rows, label=f"{when} {name}")
                     summary = merge(gather([own["summary"]]))
-                    require_readable(summary.unreadable, len(examples), most_unreadable, name)
+                    require_readable(gather(own["unreadable"]), len(examples), most_unreadable, name)
                     answers = summary.n + summary.judge_errors
                     trust(judge, summary.judge_errors, answers, most_errors, f"answers to {name}")
                     results.setdefault(how, {}).setdefault(name, {})[when] = summary.to_json()
@@ -479,8 +479,7 @@ def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
             batches = answer_in_batches(policy, judge, examples, command.question, args.n,
                                         command.temperature, command.max_new_tokens, args.seed, args.rows,
                                         label=f"{adapter} {name}", embed=embed, first=done)
-            batches = readable_batches(batches, len(tally.unreadable), len(examples), args.max_unreadable,
-                                       name)
+            batches = readable_batches(batches, tally.unreadable, len(examples), args.max_unreadable, name)
             for records in trusted_batches(batches, judge, len(examples) - done):
                 if file is not None:
                     append_answers(file, arguments, adapter, name, records)
@@ -488,22 +487,23 @@ def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
                     tally.add(record)
 
 
-def readable_batches(batches: Iterable[list[dict]], unreadable: int, images: int, most: float,
+def readable_batches(batches: Iterable[list[dict]], stored: list[str], images: int, most: float,
                      name: str) -> Iterator[list[dict]]:
     """Passes batches of records on, as long as enough of a dataset's images can be read.
 
-    unreadable: of its `images` those that were met before. While most of what is new can't be read, it is
-    held back. Raises ImagesUnreadable once more than the share `most` of all its images can't: what was held
-    back is not kept, so that the same command reads those images again.
+    stored: a line for each of its `images` that could not be read before. While most of what is new can't
+    be, it is held back. Raises ImagesUnreadable once more than the share `most` of all its images can't: what
+    was held back is not kept, so that the same command reads those images again.
     """
+    unreadable = list(stored)
     held = []
     for batch in batches:
         held += batch
         lines = [record["unreadable"] for record in held if "unreadable" in record]
-        require_readable(unreadable + len(lines), images, most, name, "".join(lines[:1]))
+        require_readable(unreadable + lines, images, most, name)
         if len(lines) <= most * len(held):
             yield held
-            unreadable += len(lines)
+            unreadable += lines
             held = []
     if held:
         yield held

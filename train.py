@@ -161,7 +161,7 @@ def train(job: Job) -> None:
         #    image that can't be read is named, and left out. If too many are, the run stops.
         with log.timer("rollout"):
             examples, images, unreadable = data.read_images(share(batch))
-            require_step_readable(unreadable, batch, config, step)
+            require_readable(gather(unreadable), len(batch), config.max_unreadable, f"step {step}")
             ids = [example.id for example in examples]
             groups = sample(policy, images, ids, job.question, n=config.n, seed=config.seed,
                             stream=f"train/{step}", temperature=config.temperature,
@@ -296,12 +296,6 @@ def step_examples(examples: list, config: Config, step: int) -> list:
     order = rng.permutation(len(examples))
     start = step_of_epoch * config.images_per_step
     return [examples[i] for i in order[start:start + config.images_per_step]]
-
-
-def require_step_readable(unreadable: list[str], batch: list, config: Config, step: int) -> None:
-    """Raises ImagesUnreadable where too much of a step can't be read. unreadable: this process's lines."""
-    lines = gather(unreadable)
-    require_readable(len(lines), len(batch), config.max_unreadable, f"step {step}", "".join(lines[:1]))
 
 
 def with_noise(categories: list, config: Config, step: int, image_id: str) -> list:
@@ -514,7 +508,7 @@ def validate(job: Job) -> dict[str, float]:
                        max_new_tokens=config.max_new_tokens, rows=evaluation_rows(config),
                        label=f"validate {name}")
         summary = merge(gather([own["summary"]]))
-        require_readable(summary.unreadable, len(examples), config.max_unreadable,
+        require_readable(gather(own["unreadable"]), len(examples), config.max_unreadable,
                          f"the validation on {name}")
         trust(job.judge, summary.judge_errors, summary.n + summary.judge_errors, config.max_judge_errors,
               "validation answers")

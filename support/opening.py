@@ -106,15 +106,12 @@ class ImagesUnreadable(OSError):
     """Too large a share of the images can't be read to go on."""
 
 
-def require_readable(unreadable: int, total: int, most: float, what: str, why: str = "") -> None:
-    """Raises ImagesUnreadable where more than the share `most` of `total` images can't be read. why: the line
-    of one of them."""
-    if unreadable <= most * total:
-        return
-    message = f"{unreadable} of {total} images of {what} can't be read, --max-unreadable is {most}"
-    if why:
-        message += f" ({why})"
-    raise ImagesUnreadable(message)
+def require_readable(unreadable: list[str], total: int, most: float, what: str) -> None:
+    """Raises ImagesUnreadable where more than the share `most` of `total` images can't be read. unreadable: a
+    line for each of these."""
+    if len(unreadable) > most * total:
+        raise ImagesUnreadable(f"{len(unreadable)} of {total} images of {what} can't be read, "
+                               f"--max-unreadable is {most} ({unreadable[0]})")
 
 
 def load_policy(name: str, seed: int = 0, adapter=None, max_pixels: int | None = None) -> policies.Policy:

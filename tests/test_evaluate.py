@@ -82,7 +82,7 @@ def test_before_is_the_base_and_after_the_policy(policy, monkeypatch):
 
     def measured(policy, *args, **kwargs):
         enabled.append({layer.enabled for layer in lora.lora_layers(policy.model).values()})
-        return {"summary": metrics.summarize([])}
+        return {"summary": metrics.summarize([]), "unreadable": []}
 
     monkeypatch.setattr(ev, "evaluate", measured)
     results = ev.before_and_after(policy, None, {"cub": []}, "what?", 4, 0)
