@@ -13,7 +13,7 @@ As a library: `load("cub", "train", root="data", limit=3000)`. A dataset's name 
 
 Where this departs from the official release:
 1. Images are read as the archives unpack; the release re-encodes them into parquet. The EXIF rotation is
-   applied, transparency becomes white, 16-bit grey is scaled.
+   applied, transparency becomes white, grey of 16 or 32 bits is scaled.
 2. Sets are split as published. protocol="coop" takes CoOp's split for flowers, food and pets, as the release
    does. For flowers and food the two share images across train and test: use one protocol for a run.
 3. Where no validation set is published, it is the training images that the official subset of 3,000 leaves
@@ -23,16 +23,20 @@ This file can be copied alone; readers/ and toy/ are imported only when one of t
 """
 
 import argparse
-import glob
 import hashlib
+import io
 import json
+import os
 import random
 import re
+import stat
+import struct
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,33 +96,162 @@ UPRIGHT = {  # its value: what turns the stored picture upright
 }
 THINNEST = 200  # longest side / shortest side: above this Qwen2.5-VL's image processor refuses a picture
 
+# Pillow knows these by name, but needs another program to draw them (of a PostScript file one that may never
+# end), or can't.
+NO_PICTURES = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
+
 
 def read_image(path) -> Image.Image:
     """RGB, turned as its EXIF tag says, on white, fully decoded; whatever it is named. Raises BadImage."""
     try:
-        with Image.open(path) as file:
-            # Decode first: a cut or damaged file fails here, and Pillow turns a TIFF by itself and then drops
-            # its orientation, so the tag is looked up afterwards.
-            file.load()
-            orientation = file.getexif().get(ORIENTATION)
-
-            image = _eight_bit(file)
-            image = _on_white(image)
-            image = image.convert("RGB")
-            image = _turned(image, orientation)
-            _refuse_thin(image)
-            return image
+        refuse_special(path)
+        return _upright_rgb(path)
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise BadImage(f"cannot read the image {path}: {_reason(error, path)}") from None
+        image = _without_texts(path)
+        if image is None:
+            raise BadImage(f"cannot read the image {path}: {_reason(error, path)}") from None
+        return image
 
+
+def refuse_special(path) -> None:
+    """ValueError for a pipe or a device, whatever its name: reading it may never end. OSError where nothing
+    is there."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # to open a folder is an error with a message
+        raise ValueError("it is a pipe or a device, no file")
+
+
+def picture_formats() -> list[str]:
+    """What Pillow can decode here, in the order in which it tries them."""
+    Image.init()
+    return [name for name in Image.ID if name not in NO_PICTURES]
+
+
+def _upright_rgb(source) -> Image.Image:
+    """The picture in a file, or in a stream of one. Raises whatever Pillow does."""
+    with Image.open(source, formats=picture_formats()) as file:
+        _refuse_thin(file)
+
+        # Decode first: a cut or damaged file fails here, and Pillow turns a TIFF by itself and then drops its
+        # orientation, so the tag is looked up afterwards.
+        file.load()
+        orientation = stored_orientation(file)
+
+        image = _eight_bit(file)
+        image = _on_white(image)
+        image = image.convert("RGB")
+        return _turned(image, orientation)
+
+
+def stored_orientation(file: Image.Image) -> int | None:
+    """The EXIF tag's value. None without one, and where the EXIF data is broken: the pixels may be whole."""
+    try:
+        return file.getexif().get(ORIENTATION)
+    except Exception:  # as many kinds as there are ways to break it
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A PNG or a WebP whose pixels are whole, but not what stands beside them
+#
+# Pillow refuses the whole file where a text or a profile is long, broken or cut off. Both formats are rows of
+# chunks, so that the pixels can be taken out and read alone.
+
+PNG = b"\x89PNG\r\n\x1a\n"  # its first eight bytes
+
+
+def _without_texts(path) -> Image.Image | None:
+    """A picture read without its texts and profiles. None for a file of another format, and where the pixels
+    themselves are broken."""
+    try:
+        content = file_bytes(Path(path))
+        if content.startswith(PNG):
+            pixels = _png_pixels(content)
+        elif content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+            pixels = _webp_pixels(content)
+        else:
+            return None
+        return _upright_rgb(io.BytesIO(pixels))
+    except Exception:  # the first try's error is the one that is told
+        return None
+
+
+def _png_pixels(content: bytes) -> bytes:
+    """A PNG's chunks with pixels and, if they are whole, its transparency and EXIF tags."""
+    kept = [PNG]
+    at = len(PNG)
+    while at + 12 <= len(content):
+        # length of the body, kind, body, checksum of kind and body
+        size, kind = struct.unpack_from(">I4s", content, at)
+        chunk = content[at:at + 12 + size]
+        at += 12 + size
+        checksum = zlib.crc32(chunk[4:-4]).to_bytes(4, "big")
+        is_whole = chunk[-4:] == checksum
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
+            kept.append(chunk)
+        if kind in (b"tRNS", b"eXIf") and is_whole:
+            kept.append(chunk)
+    return b"".join(kept)
+
+
+def _webp_pixels(content: bytes) -> bytes:
+    """A WebP's chunks with pixels, and its header without the flags of the others."""
+    profile, exif, xmp = 0x20, 0x08, 0x04
+    kept = [b"WEBP"]
+    at = 12
+    while at + 8 <= len(content):
+        # kind, length of the body, body, a zero where it is odd
+        kind, size = struct.unpack_from("<4sI", content, at)
+        chunk = bytearray(content[at:at + 8 + size + size % 2])
+        at += len(chunk)
+        if kind == b"VP8X":
+            chunk[8] &= ~(profile | exif | xmp)
+        if kind in (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF"):
+            kept.append(chunk)
+    body = b"".join(kept)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+# ------------------------------------------------------------------------------------------------------------
+# What an image is made of, one thing at a time
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey, Pillow's modes I and I;16, scaled to 8 bits: convert() would clip it at 255."""
-    if not image.mode.startswith("I"):
+    """Grey of 16 or 32 bits, Pillow's modes I;16, I and F, scaled to 8 bits: convert() would clip it at
+    255."""
+    if not image.mode.startswith(("I", "F")):
         return image
-    grey = np.asarray(image).clip(0, 65535)  # (height, width)
-    scaled = (grey / 257).round()  # 65535 / 257 = 255
-    return Image.fromarray(scaled.astype(np.uint8))
+    grey = np.asarray(image)  # (height, width)
+    if image.mode == "I" and _is_unsigned(image):
+        grey = grey.view(np.uint32)
+
+    black, white = 0, 65535
+    if not image.mode.startswith("I;16"):
+        black, white = _grey_range(grey)
+    shares = (grey.astype(np.float32) - black) / (white - black)
+    shares = np.nan_to_num(shares, copy=False).clip(0, 1)
+    return Image.fromarray((255 * shares).round().astype(np.uint8))
+
+
+def _is_unsigned(image: Image.Image) -> bool:
+    """Whether the 32-bit integers of a TIFF are: Pillow's mode I makes negative numbers of the large ones."""
+    bits, sample_format = 258, 339  # tags
+    tags = getattr(image, "tag_v2", {})
+    return tags.get(bits) == (32,) and tags.get(sample_format, (1,)) == (1,)
+
+
+def _grey_range(grey: np.ndarray) -> tuple[float, float]:
+    """What is black and what is white in 32-bit grey, which no file says: the smallest usual range that holds
+    the picture, or else its own. A pixel in a hundred may lie beyond it: resampling overshoots."""
+    finite = grey[np.isfinite(grey)]
+    if finite.size == 0:
+        return 0, 1
+    darkest, brightest = np.percentile(finite, [1, 99]).tolist()
+    if darkest < 0:
+        return darkest, brightest if brightest > darkest else darkest + 1
+    for white in (1, 255, 65535):
+        if brightest <= white:
+            return 0, white
+    return 0, brightest
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -188,6 +321,8 @@ def load(name: str, split: str = "train", root=None, limit: int | None = None,
         raise ValueError(f"limit must be at least 1, got {limit}")
     if protocol not in ("official", "coop"):
         raise ValueError(f"unknown protocol {protocol!r}: choose official or coop")
+    refuse_undecodable("--data", name)
+    refuse_undecodable("--root", str(root))
 
     if name == "toy" or name.startswith("toy-"):
         examples = _toy(name, SPLIT_NAMES[split])
@@ -227,6 +362,8 @@ def _one_split(name: str, split: str, folder: Path, rows: list[Row]) -> list[Exa
         hint = known.hint
 
     _refuse_repeats(name, rows)
+    for row in rows:
+        _check_row(name, row)
     chosen = _choose(split, rows)
     if not chosen:
         present = {row.split for row in rows}
@@ -235,6 +372,7 @@ def _one_split(name: str, split: str, folder: Path, rows: list[Row]) -> list[Exa
 
     prefix = Path(name).as_posix()
     domain = title(name)
+    refuse_undecodable("the folder", domain)
     examples = []
     for row in chosen:
         file = find_image(folder, row.path)
@@ -250,6 +388,29 @@ def _refuse_repeats(name: str, rows: list[Row]) -> None:
     path, most = times.most_common(1)[0]
     if most > 1:
         raise ValueError(f"{name}: {path} is listed twice in train, val and test together: keep one")
+
+
+LONGEST_LABEL = 300  # characters: a label is a name, and goes to the judge with every answer
+
+
+def _check_row(name: str, row: Row) -> None:
+    """ValueError for a label or a path that rollouts, judges or logs could not take."""
+    refuse_undecodable(f"{name}: the path", row.path)
+    refuse_undecodable(f"{name}: the label of {row.path},", row.label)
+    if not row.label.strip():
+        raise ValueError(f"{name}: {row.path} has no label")
+    if len(row.label) > LONGEST_LABEL:
+        raise ValueError(f"{name}: the label of {row.path} has {len(row.label)} characters, "
+                         f"more than {LONGEST_LABEL}")
+
+
+def refuse_undecodable(what: str, text: str) -> None:
+    """ValueError for half a character: Python puts those where a file's name is not UTF-8, JSON can hold them
+    too, and neither a log nor a tokenizer takes them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} {text!r:.200} is not UTF-8: rename it") from None
 
 
 def _choose(split: str, rows: list[Row]) -> list[Row]:
@@ -397,23 +558,150 @@ def published() -> dict[str, Published]:
 # ------------------------------------------------------------------------------------------------------------
 # Your own images: class folders
 
-PICTURES = {".jpg", ".jpeg", ".jfif", ".png", ".gif", ".webp", ".avif", ".bmp", ".tif", ".tiff"}
+MOST_BARREN = 10_000  # folders without a picture, ten to each with some: above this it is another tree
 
 
 def class_folders(folder: Path) -> Iterator[Row]:
-    """SPLIT/CLASS/IMAGE; or CLASS/IMAGE, split by a hash of the path. Hidden files and others are skipped."""
-    split_first = any(entry.name.lower() in SPLIT_NAMES for entry in folder.iterdir() if entry.is_dir())
-    names = glob.glob("**/*", root_dir=folder, recursive=True)  # none that starts with a dot
-    for file in sorted(Path(name) for name in names):
-        path = file.as_posix()
-        if split_first:
-            parts = file.parts
+    """SPLIT/CLASS/IMAGE; or CLASS/IMAGE, split by a hash of the path. Hidden files are left out; what else is
+    skipped is named on the error output. Raises ValueError for a folder of other things."""
+    pictures, others = _files_below(folder)
+    split_first = _are_splits(folder, pictures)
+    labels = set()
+    in_no_class = []
+    for file in pictures:
+        split, label = _split_and_label(file, split_first)
+        if split is None:
+            in_no_class.append(file)
+            continue
+        labels.add(label)
+        yield Row(split, file.as_posix(), label)
+
+    # What is not read, and what may be wrong with what is.
+    if others:
+        counts = Counter(file.suffix.lower() or "no suffix" for file in others)
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(5))
+        _warn_of_skipped(folder, others, f"not pictures that Pillow reads here ({kinds})")
+    if in_no_class:
+        layout = "SPLIT/CLASS" if split_first else "CLASS"
+        _warn_of_skipped(folder, in_no_class, f"not in a folder {layout}")
+    lost = set()
+    for file in others:
+        split, label = _split_and_label(file, split_first)
+        if split is not None and label not in labels:
+            lost.add(label)
+    if lost:
+        _warn(f"{folder}: there is no picture of {', '.join(sorted(lost)[:10])}")
+    if len(labels) == 1 and len(pictures) > 1:
+        _warn(f"{folder}: all pictures have one label, {labels.pop()}: is a folder above or below it meant?")
+
+
+def _split_and_label(file: Path, split_first: bool) -> tuple[str | None, str | None]:
+    """What the path of a file says; (None, None) for one that lies in no class, or in no split."""
+    if split_first:
+        parts = file.parts
+    else:
+        parts = (_hashed_split(file.as_posix()), *file.parts)
+    split = SPLIT_NAMES.get(parts[0].lower())
+    in_class = len(parts) > 2
+    if split is None or not in_class:
+        return None, None
+    return split, _clean_label(parts[1])
+
+
+def picture_suffixes() -> set[str]:
+    """How the names of files end that Pillow reads here."""
+    formats = picture_formats()
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+
+
+def _files_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The pictures and the other files below a folder, links followed, without the hidden ones: their paths
+    from there. Raises ValueError where it is plainly no folder of pictures: one's home, or the whole disk."""
+    suffixes = picture_suffixes()
+    pictures = []
+    others = []
+    closed = []
+    fruitful = 0  # folders with pictures
+    barren = 0    # and without
+    todo = [(Path(), ())]  # folders, each with the identities of those above it
+    while todo:
+        below, above = todo.pop()
+        try:
+            status = os.stat(folder / below)
+            entries = list(os.scandir(folder / below))
+        except OSError:
+            if not above:
+                raise
+            closed.append(below)
+            continue
+
+        # A link to a folder above itself would lead round and round.
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            closed.append(below)
+            continue
+
+        # What lies in the folder; those in it come later.
+        before = len(pictures)
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = below / entry.name
+            if entry.is_dir():
+                todo.append((path, (*above, identity)))
+            elif path.suffix.lower() in suffixes:
+                pictures.append(path)
+            else:
+                others.append(path)
+
+        # A disk has pictures too, but few folders of them.
+        if len(pictures) > before:
+            fruitful += 1
         else:
-            parts = (_hashed_split(path), *file.parts)
-        split = SPLIT_NAMES.get(parts[0].lower())
-        in_class = len(parts) > 2
-        if split and in_class and file.suffix.lower() in PICTURES:
-            yield Row(split, path, _clean_label(parts[1]))
+            barren += 1
+        if barren > MOST_BARREN and barren > 10 * fruitful:
+            raise ValueError(f"{folder} holds over {MOST_BARREN} folders without a picture: say the folder "
+                             "of the class folders")
+    if closed:
+        _warn_of_skipped(folder, sorted(closed), "folders that can't be opened, or link to one above them")
+    return sorted(pictures), sorted(others)
+
+
+def _are_splits(folder: Path, pictures: list[Path]) -> bool:
+    """Whether the folders named train, val or test are splits: they may be classes, as of trains.
+
+    They are where two of them hold class folders, or where no more folders of pictures stand beside them
+    than in them.
+    """
+    classes = {}  # each folder of pictures: the folders in it
+    for file in pictures:
+        if len(file.parts) > 1:
+            within = classes.setdefault(file.parts[0], set())
+            if len(file.parts) > 2:
+                within.add(file.parts[1])
+    named = [name for name in classes if name.lower() in SPLIT_NAMES]
+    beside = [name for name in classes if name not in named]
+    if not named:
+        return False
+    with_classes = [name for name in named if classes[name]]
+    inside = sum(len(classes[name]) for name in named)
+    if len(with_classes) > 1 or inside >= len(beside):
+        return True
+    _warn(f"{folder}: {' and '.join(named)} taken for a class, as {', '.join(beside[:3])} beside it hold "
+          "pictures too")
+    return False
+
+
+def _warn_of_skipped(folder: Path, files: list[Path], why: str) -> None:
+    first = ", ".join(file.as_posix() for file in files[:3])
+    more = ", ..." if len(files) > 3 else ""
+    _warn(f"{folder}: {len(files)} skipped, {why}: {first}{more}")
+
+
+@cache
+def _warn(line: str) -> None:
+    """Says it on the error output, once: the splits of a set are loaded one after the other."""
+    print(f"warning: {line}", file=sys.stderr)
 
 
 def _hashed_split(path: str) -> str:
@@ -462,7 +750,7 @@ def _jsonl_row(line: str) -> Row:
 def parse_lines(file: Path, parse: Callable[[str], object], expected: str) -> Iterator:
     """What `parse` makes of each line that is neither blank nor a comment. Where it fails, ValueError with
     the line's number and what was `expected`."""
-    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")  # the mark that some editors put first
+    content = file_bytes(file).removeprefix(b"\xef\xbb\xbf")  # the mark that some editors put first
     for number, line in enumerate(content.split(b"\n"), 1):
         if not line.strip() or line.startswith(b"#"):
             continue
@@ -472,6 +760,18 @@ def parse_lines(file: Path, parse: Callable[[str], object], expected: str) -> It
             got = line[:60].decode(errors="replace")
             raise ValueError(f"{file}, line {number}: expected {expected}, got {got!r}") from None
         yield parsed
+
+
+def file_bytes(file: Path, most: int | None = None) -> bytes:
+    """What a file holds. Raises OSError, and ValueError for a pipe, a device, or more than `most` bytes."""
+    try:
+        refuse_special(file)
+    except ValueError as error:
+        raise ValueError(f"cannot read {file}: {error}") from None
+    size = file.stat().st_size
+    if most is not None and size > most:
+        raise ValueError(f"cannot read {file}: {size} bytes are no list of images")
+    return file.read_bytes()
 
 
 def match_lines(file: Path, pattern: str, example: str) -> Iterator[tuple[str, ...]]:
@@ -499,6 +799,7 @@ def _find(name: str, root: Path, protocol: str) -> tuple[Path, list[Row]]:
     read = known.read_coop if by_coop else known.read
 
     missing = None
+    without_pictures = None
     for folder in _candidates(root, known.folders):
         images = folder / known.images
         try:
@@ -506,14 +807,22 @@ def _find(name: str, root: Path, protocol: str) -> tuple[Path, list[Row]]:
             rows = []
             for split, path, label in read(folder):
                 rows.append(Row(SPLIT_NAMES[split], Path(path).as_posix(), _clean_label(label)))
-            return images, rows
         except (FileNotFoundError, NotADirectoryError) as error:
             # Said if no other folder holds the set: what the innermost lacks, which is surely meant.
             if missing is None:
                 missing = error.filename
+            continue
         except (TypeError, LookupError, AttributeError) as error:  # JSON or .mat of another shape
             raise ValueError(f"{folder}: a list there is not as published, fetch it again "
                              f"({type(error).__name__}: {error})") from None
+
+        # Lists alone are a set only where no other folder has the pictures too.
+        if any(known.find_image(images, row.path).exists() for row in rows):
+            return images, rows
+        if without_pictures is None:
+            without_pictures = images, rows
+    if without_pictures is not None:
+        return without_pictures
 
     if root.is_file():
         raise FileNotFoundError(f"{root} is a file: unpack it and say --root FOLDER")

@@ -45,8 +45,9 @@ from support.command_line import first_line
 from support.embedder import load_embedder
 from support.files import write_json
 from support.memory import rows_at_a_time
-from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, adapter_folder, base_models,
-                             choose_model, is_toy, is_toy_model, load_judge, load_policy, question_for, trust)
+from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, ImagesUnreadable, JudgeFailed, adapter_folder,
+                             base_models, choose_model, is_toy, is_toy_model, load_judge, load_policy,
+                             question_for, require_readable, trust)
 from support.processes import gather, share
 from support.tables import table
 from toy import captions
@@ -176,14 +177,17 @@ def thought_not_said(truth: str, text: str, answer: str | None) -> bool:
 
 
 def before_and_after(policy: Policy, judge: Judge, tests: dict[str, list], question: str, max_new_tokens: int,
-                     seed: int, most_errors: float = 1.0, rows: int = 256) -> dict:
+                     seed: int, most_errors: float = 1.0, rows: int = 256,
+                     most_unreadable: float = 1.0) -> dict:
     """What training changed: every test set, greedy and with one sample at temperature 1, with the adapters
     off (the model as it came) and on. Of several processes each answers its own share of the images.
 
     tests: name -> Examples. Returns {"greedy" or "temperature 1": {name: {"before" or "after": figures}}}.
-    Raises JudgeFailed where more than the share most_errors of a set's answers has no verdict.
+    Raises JudgeFailed where more than the share most_errors of a set's answers has no verdict,
+    ImagesUnreadable where more than the share most_unreadable of its images can't be read, or none of any.
     """
     results = {}
+    read = 0  # images, however often
     for when in ("before", "after"):
         adapters = adapters_off(policy.model) if when == "before" else nullcontext()
         with adapters:
@@ -192,9 +196,13 @@ def before_and_after(policy: Policy, judge: Judge, tests: dict[str, list], quest
                     own = evaluate(policy, judge, share(examples), question, 1, temperature, max_new_tokens,
                                    seed, rows, label=f"{when} {name}")
                     summary = merge(gather([own["summary"]]))
+                    require_readable(gather(own["unreadable"]), len(examples), most_unreadable, name)
                     answers = summary.n + summary.judge_errors
                     trust(judge, summary.judge_errors, answers, most_errors, f"answers to {name}")
                     results.setdefault(how, {}).setdefault(name, {})[when] = summary.to_json()
+                    read += len(examples) - summary.unreadable
+    if any(tests.values()) and read == 0:
+        raise ImagesUnreadable("none of the test images can be read: there is no table")
     return results
 
 
@@ -265,6 +273,8 @@ def parser() -> argparse.ArgumentParser:
                                    f"for the embedded world, else {JUDGE})")
     add_arguments(p)
     p.add_argument("--judge-cache", default=VERDICTS, help="file of remembered verdicts, or none")
+    p.add_argument("--max-unreadable", type=float, default=0.5, metavar="SHARE",
+                   help="share of a dataset's images that can't be read that ends the command (default: 0.5)")
     p.add_argument("--embedder",
                    help="encoder of texts, folder or hub name: adds semantic similarity "
                         "(the literature's: sentence-transformers/all-MiniLM-L6-v2)")
@@ -302,6 +312,14 @@ def check_options(args) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     if args.temperature is not None and not 0 <= args.temperature < math.inf:
         raise ValueError(f"--temperature must be 0 or more, got {args.temperature}")
+    if not 0 <= args.max_unreadable <= 1:
+        raise ValueError(f"--max-unreadable must be in [0, 1], got {args.max_unreadable}")
+
+    # words that neither the files nor the answers could hold
+    for name, value in vars(args).items():
+        values = value if isinstance(value, list) else [value]
+        for each in values:
+            data.refuse_undecodable(f"--{name.replace('_', '-')}", str(each))
 
     # where the figures go: nothing of somebody else's is overwritten
     if args.out:
@@ -363,7 +381,7 @@ def answer_arguments(args, command: Command) -> dict:
     """All that the answers depend on, as the files of --out say it: another command's answers are refused.
     Left out is what only says where they go, how many are decoded at a time, and how a judge is reached."""
     arguments = dict(vars(args))
-    for name in ("image", "out", "rows", "judge_cache", "judge_key_file"):
+    for name in ("image", "out", "rows", "max_unreadable", "judge_cache", "judge_key_file"):
         del arguments[name]
     arguments["adapter"] = command.adapters
     arguments["model"] = command.model
@@ -418,6 +436,27 @@ def stored_tallies(file: Path | None, arguments: dict, adapters: list[str],
     return tallies
 
 
+def refuse_stored_unreadable(args, datasets: dict[str, list], tallies: dict[str, dict[str, Tally]]) -> None:
+    """Raises ValueError where the file holds more unreadable images than this command allows: it would never
+    read them again."""
+    for by_name in tallies.values():
+        for name, examples in datasets.items():
+            stored = len(by_name[name].unreadable)
+            if stored > args.max_unreadable * len(examples):
+                raise ValueError(f"{answers_file(args.out)} says that {stored} of {len(examples)} images of "
+                                 f"{name} can't be read, --max-unreadable is {args.max_unreadable}: give "
+                                 "another --out")
+
+
+def refuse_empty_table(args, datasets: dict[str, list], tallies: dict[str, dict[str, Tally]]) -> None:
+    """Raises ValueError where none of the images could be read."""
+    first = next(iter(tallies.values()))
+    answers = sum(tally.answers for tally in first.values())
+    if any(datasets.values()) and answers == 0:
+        again = "; once they can, give another --out" if args.out else ""
+        raise ValueError(f"none of the images can be read: there is no table{again}")
+
+
 def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
                 tallies: dict[str, dict[str, Tally]], file: Path | None, arguments: dict) -> None:
     """Answers what the tallies lack, judges it, keeps it in the file if there is one, and tallies it."""
@@ -444,11 +483,34 @@ def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
             batches = answer_in_batches(policy, judge, examples, command.question, args.n,
                                         command.temperature, command.max_new_tokens, args.seed, rows,
                                         label=f"{adapter} {name}", embed=embed, first=done)
+            batches = readable_batches(batches, tally.unreadable, len(examples), args.max_unreadable, name)
             for records in trusted_batches(batches, judge, len(examples) - done):
                 if file is not None:
                     append_answers(file, arguments, adapter, name, records)
                 for record in records:
                     tally.add(record)
+
+
+def readable_batches(batches: Iterable[list[dict]], stored: list[str], images: int, most: float,
+                     name: str) -> Iterator[list[dict]]:
+    """Passes batches of records on, as long as enough of a dataset's images can be read.
+
+    stored: a line for each of its `images` that could not be read before. While most of what is new can't
+    be, it is held back. Raises ImagesUnreadable once more than the share `most` of all its images can't: what
+    was held back is not kept, so that the same command reads those images again.
+    """
+    unreadable = list(stored)
+    held = []
+    for batch in batches:
+        held += batch
+        lines = [record["unreadable"] for record in held if "unreadable" in record]
+        require_readable(unreadable + lines, images, most, name)
+        if len(lines) <= most * len(held):
+            yield held
+            unreadable += lines
+            held = []
+    if held:
+        yield held
 
 
 def trusted_batches(batches: Iterable[list[dict]], judge: Judge, images: int) -> Iterator[list[dict]]:
@@ -539,7 +601,9 @@ def run(args) -> None:
     arguments = answer_arguments(args, command)
     file = answers_file(args.out) if args.out else None
     tallies = stored_tallies(file, arguments, command.adapters, datasets)
+    refuse_stored_unreadable(args, datasets, tallies)
     answer_rest(args, command, datasets, tallies, file, arguments)
+    refuse_empty_table(args, datasets, tallies)
 
     results = table_rows(tallies, args.n)
     if args.out:

@@ -49,7 +49,7 @@ from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, SHARE, 
 from support.files import append, write_json
 from support.memory import rows_at_a_time
 from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, is_toy, load_judge, load_policy, question_for,
-                             trust)
+                             require_readable, trust)
 from support.processes import RANK, gather, share, start_processes, sum_gradients, total
 from support.run_folder import load_state, refuse_used_folder, save_state, stops_in_one_line
 from support.step_log import (StepLog, UpdateStatistics, cache_figures, gather_records, left_the_step,
@@ -82,6 +82,7 @@ class Config:
     judge_key_file: str | None = option(None, "file with the server's key; None: JUDGE_API_KEY")
     judge_cache: str = option(VERDICTS, "file of remembered verdicts, or none", "official: Redis")
     max_judge_errors: float = option(0.5, "share of groups without a verdict that ends the run", must=SHARE)
+    max_unreadable: float = option(0.5, "share of images that can't be read that ends the run", must=SHARE)
     method: str = option("rl", "rl; supervised fine-tuning is python -m baselines.sft", "official: rl",
                          choices=("rl", "sft"))
     prompt: str = option("base", "the question: base, specific, ...", "official: base")
@@ -158,9 +159,10 @@ def train(job: Job) -> None:
         batch = step_examples(job.examples, config, step)
 
         # 1. Rollout: N answers to each image. Of several processes each takes its share of the images. An
-        #    image that can't be read is named, and left out.
+        #    image that can't be read is named, and left out. If too many are, the run stops.
         with log.timer("rollout"):
             examples, images, unreadable = data.read_images(share(batch))
+            require_readable(gather(unreadable), len(batch), config.max_unreadable, f"step {step}")
             ids = [example.id for example in examples]
             groups = sample(policy, images, ids, job.question, n=config.n, seed=config.seed,
                             stream=f"train/{step}", temperature=config.temperature,
@@ -507,9 +509,12 @@ def validate(job: Job) -> dict[str, float]:
                        max_new_tokens=config.max_new_tokens, rows=evaluation_rows(config),
                        label=f"validate {name}")
         summary = merge(gather([own["summary"]]))
+        require_readable(gather(own["unreadable"]), len(examples), config.max_unreadable,
+                         f"the validation on {name}")
         trust(job.judge, summary.judge_errors, summary.n + summary.judge_errors, config.max_judge_errors,
               "validation answers")
-        summaries.append(summary)
+        if summary.n > 0:
+            summaries.append(summary)
     if not summaries:
         return {}
     return {f"val/{figure}": value for figure, value in average(summaries).items()}
@@ -534,7 +539,8 @@ def finish_run(job: Job) -> None:
     if RANK == 0:
         save_adapter(job.policy.model, job.run / "adapter", job.policy.name)
     results = before_and_after(job.policy, job.judge, job.tests, job.question, config.max_new_tokens,
-                               config.seed, config.max_judge_errors, evaluation_rows(config))
+                               config.seed, config.max_judge_errors, evaluation_rows(config),
+                               config.max_unreadable)
     if RANK > 0:
         return
     write_json(job.run / "eval.json", results)

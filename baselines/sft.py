@@ -19,8 +19,8 @@ import data
 from policy import Policy, encode
 from rollout import Group
 from support.command_line import flag, one_line_errors, parser
-from support.opening import is_toy
-from support.processes import share, start_processes
+from support.opening import is_toy, require_readable
+from support.processes import gather, share, start_processes
 from support.run_folder import stops_in_one_line
 from support.step_log import StepLog
 from train import (TOY, Config, Job, begin_run, finish_run, finish_step, learning_rate, make_config, open_job,
@@ -41,6 +41,7 @@ def train(job: Job) -> None:
         # One completion to each image: its label.
         with log.timer("rollout"):
             examples, images, unreadable = data.read_images(share(batch))
+            require_readable(gather(unreadable), len(batch), config.max_unreadable, f"step {step}")
             groups = label_groups(job.policy, examples, images, job.question, words_apart)
 
         # Every token of a label is worth the same.

@@ -8,7 +8,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
-from data import ORIENTATION, SPLITS, UPRIGHT, BadImage, Example, load, read_image, spread, title
+from data import (SPLITS, UPRIGHT, BadImage, Example, load, picture_formats, read_image, spread,
+                  stored_orientation, title)
 
 PATCH = 28  # pixels: a smaller picture is less than one patch of Qwen2.5-VL's
 
@@ -166,11 +167,14 @@ def stored_file(example: Example) -> Path | None:
 
 
 def storage(file: Path) -> str:
-    """How an image is stored: format, mode and suffix, and what is odd about it."""
-    with Image.open(file) as image:
-        kind = f"{image.format} {image.mode} named {file.suffix}"
-        if image.getexif().get(ORIENTATION) in UPRIGHT:
-            kind += ", turned by EXIF"
-        if min(image.size) < PATCH:
-            kind += f", under {PATCH} pixels"
-    return kind
+    """How an image that can be read is stored: format, mode and suffix, and what is odd about it."""
+    try:
+        with Image.open(file, formats=picture_formats()) as image:
+            kind = f"{image.format} {image.mode} named {file.suffix}"
+            if stored_orientation(image) in UPRIGHT:
+                kind += ", turned by EXIF"
+            if min(image.size) < PATCH:
+                kind += f", under {PATCH} pixels"
+            return kind
+    except Exception:  # whatever Pillow says to a text or a profile that read_image leaves out
+        return f"with a broken or long text, named {file.suffix}"

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
+from data import file_bytes
+
+MOST = 1 << 24     # bytes, unpacked: twice the largest list of a published set
 HEADER = 128       # bytes
 VERSION = b"\0\1"  # level 5
 LITTLE_ENDIAN = b"IM"
 
 # Types of elements
+MATRIX = 14
 COMPRESSED = 15
 UTF16 = (4, 17)    # char arrays are stored as uint16, or as UTF-16 by that name
 STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
@@ -30,18 +34,44 @@ NUMBERS = range(6, 16)  # double, single, and the integers of 8 to 64 bits
 def read_mat(path, variable: str):
     """A variable in MATLAB's shape: real numbers as an array, a line of char as str, a cell as an object
     array of values, a struct as one of dicts. Raises ValueError that names the file."""
-    content = Path(path).read_bytes()
+    content = file_bytes(Path(path), MOST)
     try:
         if content[HEADER - 4:HEADER] != VERSION + LITTLE_ENDIAN:
             raise ValueError("it is another format")
-        variables = dict(_array(body) for _, body in _elements(content[HEADER:]))
+        variables = dict(_array(body) for body in _matrices(content[HEADER:]))
         return variables[variable]
-    except (ValueError, TypeError, LookupError, struct.error, zlib.error) as error:
+    except (ValueError, TypeError, LookupError, RecursionError, struct.error, zlib.error) as error:
         raise ValueError(f"{path} is no whole MATLAB v5 file with {variable!r} in it: {error}") from None
 
 
+def _matrices(content: bytes) -> Iterator[bytes]:
+    """The bytes of each variable, unpacked where it is compressed."""
+    room = MOST - len(content)
+    for kind, body in _elements(content):
+        elements = [(kind, body)]
+        if kind == COMPRESSED:
+            body = _unpacked(body, room)
+            room -= len(body)
+            elements = _elements(body)
+        for inner_kind, matrix in elements:
+            if inner_kind != MATRIX:
+                raise ValueError(f"an element of type {inner_kind} is no variable")
+            yield matrix
+
+
+def _unpacked(body: bytes, room: int) -> bytes:
+    """Raises ValueError for more than `room` bytes: a thousand zeros can be packed into one byte."""
+    unpacker = zlib.decompressobj()
+    content = unpacker.decompress(body, room + 1)
+    if len(content) > room:
+        raise ValueError(f"more than {MOST} bytes are no list of images")
+    if not unpacker.eof:
+        raise ValueError("cut off")
+    return content
+
+
 def _elements(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """(type, bytes) of each element, the compressed ones unpacked."""
+    """(type, bytes) of each element."""
     at = 0
     while at < len(content):
         kind, size = struct.unpack_from("<II", content, at)
@@ -55,13 +85,10 @@ def _elements(content: bytes) -> Iterator[tuple[int, bytes]]:
 
         if at + size > len(content):
             raise ValueError("cut off")
-        body = content[at:at + size]
+        yield kind, content[at:at + size]
         at += size
-        if kind == COMPRESSED:
-            yield from _elements(zlib.decompress(body))
-        else:
-            yield kind, body
-            at += -size % 8  # all but compressed elements are padded to eight bytes
+        if kind != COMPRESSED:  # all others are padded to eight bytes
+            at += -size % 8
 
 
 def _array(content: bytes) -> tuple[str, object]:
@@ -95,6 +122,8 @@ def _dicts(parts: list[tuple[int, bytes]]) -> list[dict]:
     first entry, of the second, ..."""
     (_, width), (_, padded), *parts = parts
     width = int.from_bytes(width, "little")
+    if len(padded) > 1000 * width:
+        raise ValueError("no list of images has so many fields")
     fields = []
     for start in range(0, len(padded), width):
         field = padded[start:start + width].split(b"\0")[0]

@@ -53,7 +53,7 @@ PETS = Published(
 CARS = Published(
     read=cars.read,
     title="Stanford Cars",
-    folders=("stanford_cars", "stanford-cars", "cars"),
+    folders=("stanford_cars", "stanford-cars", "cars", "car_data"),
     images=".",
     url="someone's copy (Stanford's host is gone; a re-host in folders train/CLASS and test/CLASS will do)",
     files={
@@ -62,6 +62,7 @@ CARS = Published(
         "car_devkit.tgz": None,
         "cars_test_annos_withlabels.mat": None,
     },
+    find_image=cars.find_image,
     hint=": is cars_test_annos_withlabels.mat missing?",
 )
 

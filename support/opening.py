@@ -2,7 +2,7 @@
 
 As a library: `policy = load_policy("toy")`, `question = question_for("base", ["toy-bird"])`. train.py and
 evaluate.py open things here, and so agree on the names, the defaults, and what belongs to the embedded world.
-`trust` ends either of them where the judge they opened is gone.
+`trust` ends either of them where the judge they opened is gone, `require_readable` where the images are.
 """
 
 from pathlib import Path
@@ -100,6 +100,18 @@ def trust(judge: Judge, failed: int, total: int, most: float, what: str) -> None
     if why:
         message += f" ({why})"
     raise JudgeFailed(message)
+
+
+class ImagesUnreadable(OSError):
+    """Too large a share of the images can't be read to go on."""
+
+
+def require_readable(unreadable: list[str], total: int, most: float, what: str) -> None:
+    """Raises ImagesUnreadable where more than the share `most` of `total` images can't be read. unreadable: a
+    line for each of these."""
+    if len(unreadable) > most * total:
+        raise ImagesUnreadable(f"{len(unreadable)} of {total} images of {what} can't be read, "
+                               f"--max-unreadable is {most} ({unreadable[0]})")
 
 
 def load_policy(name: str, seed: int = 0, adapter=None, max_pixels: int | None = None) -> policies.Policy:

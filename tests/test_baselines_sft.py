@@ -65,6 +65,15 @@ def test_sft_names_what_it_cannot_read(tmp_path, checkpoint, tree_judge):
     assert ["unreadable" in s for s in lines(run / "samples.jsonl")] == [True, True]
 
 
+def test_sft_ends_where_too_little_can_be_read(tmp_path, checkpoint, tree_judge):
+    folder = trees.cub(tmp_path)
+    for example in data.load("cub", root=folder, limit=6)[:4]:
+        example.open.args[0].unlink()
+    with pytest.raises(SystemExit, match="baselines.sft: 4 of 6 images of step 1 can't be read"):
+        sft.main(arguments(tmp_path, checkpoint, tree_judge, "--images-per-step", "6", "--steps", "1"))
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
 def test_a_run_of_labels_is_named_and_has_no_kl():
     config, _ = sft.parse_config([])
     assert (config.out, config.method, config.beta) == ("runs/toy-sft-seed0", "sft", 0)

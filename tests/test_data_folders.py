@@ -1,6 +1,7 @@
 """Your own images: class folders, split folders, .jsonl files."""
 
 import json
+import os
 
 import pytest
 
@@ -62,6 +63,157 @@ def test_a_folder_of_splits(tmp_path):
     val = data.load(name, "val")
     assert len(val) == 3
     assert set(val) < set(data.load(name, "train"))
+
+
+def fill(folder, *paths) -> str:
+    """A folder with these pictures; its name."""
+    for path in paths:
+        trees.picture(folder / path)
+    return str(folder)
+
+
+def labels(name) -> set[str]:
+    """All labels of its splits that are there."""
+    found = set()
+    for split in ("train", "val", "test"):
+        try:
+            found |= {example.label for example in data.load(name, split)}
+        except FileNotFoundError:
+            pass
+    return found
+
+
+def pictures_of(*folders) -> list[str]:
+    """Paths, ten in each folder, so that each split has some."""
+    return [f"{folder}/{number}.jpg" for folder in folders for number in range(10)]
+
+
+@pytest.mark.parametrize("vehicle", ["train", "Test", "val"])
+def test_a_class_may_be_called_as_a_split_is(tmp_path, capsys, vehicle):
+    name = fill(tmp_path / "flat", *pictures_of("bicycle", "bus", "car", vehicle))
+    assert labels(name) == {"bicycle", "bus", "car", vehicle}
+    name = fill(tmp_path / "deep", *pictures_of("bicycle", "bus", f"{vehicle}/steam"))
+    assert labels(name) == {"bicycle", "bus", vehicle}
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"warning: {tmp_path}/flat: {vehicle} taken for a class, as bicycle, bus, car beside it "
+                    "hold pictures too",
+                    f"warning: {tmp_path}/deep: {vehicle} taken for a class, as bicycle, bus beside it hold "
+                    "pictures too"]
+
+
+def test_folders_beside_splits_are_named(tmp_path, capsys):
+    name = fill(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "raw/1.jpg", "old/a/1.jpg",
+                "train/1.jpg")
+    assert labels(name) == {"a", "b"}
+    assert capsys.readouterr().err == (f"warning: {tmp_path}: 3 skipped, not in a folder SPLIT/CLASS: "
+                                       "old/a/1.jpg, raw/1.jpg, train/1.jpg\n")
+    for folder in ("x", "y", "z"):  # more than are in the splits; two of these hold the same classes
+        trees.picture(tmp_path / folder / "1.jpg")
+    assert labels(name) == {"a", "b"}
+
+
+def test_splits_without_class_folders_are_no_classes(tmp_path, capsys):
+    name = fill(tmp_path, "train/1.jpg", "test/1.jpg")
+    says("has no train images", name, FileNotFoundError)
+    assert "2 skipped, not in a folder SPLIT/CLASS: test/1.jpg, train/1.jpg" in capsys.readouterr().err
+
+
+def test_an_empty_folder_named_as_a_split_hides_nothing(tmp_path):
+    (tmp_path / "train").mkdir()
+    assert labels(fill(tmp_path, *pictures_of("bus", "car"))) == {"bus", "car"}
+
+
+def test_what_pillow_reads_is_read_and_the_rest_is_named(tmp_path, capsys):
+    for suffix in ("ppm", "jp2", "TIF", "qoi", "tga", "pgm"):
+        trees.picture(tmp_path / "train" / suffix / f"1.{suffix}")
+    for file in ("heron/1.heic", "heron/2.heic", "tga/notes.txt", "tga/1.h5", "tga/film.mpg"):
+        (tmp_path / "train" / file).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / file).write_bytes(b"")
+    (tmp_path / "README").write_text("")
+    name = str(tmp_path)
+    assert labels(name) == {"ppm", "jp2", "TIF", "qoi", "tga", "pgm"}
+    for example in data.load(name):
+        assert example.image().size == (24, 16)
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: {tmp_path}: 6 skipped, not pictures that Pillow reads here (2 .heic, 1 no suffix, 1 .h5, "
+        "1 .mpg, 1 .txt): README, train/heron/1.heic, train/heron/2.heic, ...",
+        f"warning: {tmp_path}: there is no picture of heron"]
+
+
+def test_a_folder_too_high_is_noticed(tmp_path, capsys):
+    name = fill(tmp_path, *pictures_of("unpacked/heron", "unpacked/gull"))
+    assert labels(name) == {"unpacked"}
+    assert f"{tmp_path}: all pictures have one label, unpacked: is a folder" in capsys.readouterr().err
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path, capsys):
+    fill(tmp_path / "elsewhere", *pictures_of("gull"))
+    name = fill(tmp_path / "mine", *pictures_of("heron"))
+    (tmp_path / "mine/gull").symlink_to(tmp_path / "elsewhere/gull")
+    (tmp_path / "mine/heron/again").symlink_to(tmp_path / "mine")
+    (tmp_path / "mine/there").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "mine")
+    assert labels(name) == {"gull", "heron", "there"}
+    assert "2 skipped, folders that can't be opened, or link to one above them: heron/again, there/back" \
+        in capsys.readouterr().err
+
+
+def test_a_disk_is_no_folder_of_class_folders(tmp_path, monkeypatch):
+    """Its walk ends early, although there are pictures somewhere."""
+    name = fill(tmp_path, *pictures_of("heron"))
+    for number in range(100):
+        (tmp_path / f"heron/{number}").mkdir()
+    monkeypatch.setattr(data, "MOST_BARREN", 101)  # the folders and the root
+    assert labels(name) == {"heron"}
+    monkeypatch.setattr(data, "MOST_BARREN", 100)
+    says("holds over 100 folders without a picture: say the folder of the class folders", name)
+
+
+def test_a_pipe_among_the_pictures_or_as_a_list(tmp_path):
+    """To open one would wait for ever. Among pictures it is one that can't be read."""
+    fill(tmp_path / "mine", "train/heron/1.jpg")
+    os.mkfifo(tmp_path / "mine/train/heron/2.jpg")
+    readable, _, unreadable = data.read_images(data.load(str(tmp_path / "mine")))
+    assert [example.id for example in readable] == [f"{tmp_path}/mine/train/heron/1.jpg"]
+    assert len(unreadable) == 1
+    assert "2.jpg: it is a pipe or a device" in unreadable[0]
+    os.mkfifo(tmp_path / "list.jsonl")
+    says(f"cannot read {tmp_path}/list.jsonl: it is a pipe or a device", tmp_path / "list.jsonl")
+
+
+# Names and labels that a log could not hold
+
+
+def test_names_that_are_not_utf8_are_refused_at_load(tmp_path):
+    name = fill(tmp_path / "mine", *pictures_of("heron"))
+    os.rename(tmp_path / "mine/heron/0.jpg", os.fsencode(tmp_path / "mine/heron") + b"/caf\xe9.jpg")
+    says(r"the path 'heron/caf\\udce9.jpg' is not UTF-8: rename it", name)
+    os.rename(tmp_path / "mine", os.fsencode(tmp_path) + b"/caf\xe9")
+    says(r"--data '.*caf\\udce9' is not UTF-8: rename it", os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    with pytest.raises(ValueError, match=r"--root 'caf\\udce9' is not UTF-8"):
+        data.load("cub", root="caf\udce9")
+
+
+def test_a_current_folder_that_is_not_utf8_is_refused_at_load(tmp_path, monkeypatch):
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    monkeypatch.chdir(os.fsdecode(folder))
+    trees.picture(tmp_path / os.fsdecode(b"caf\xe9") / "train/heron/1.jpg")
+    says(r"the folder 'caf\\udce9' is not UTF-8", ".")
+
+
+@pytest.mark.parametrize("entry, message", [
+    ({"image": "a.jpg", "label": "\ud800"}, r"the label of a.jpg, '\\ud800' is not UTF-8"),
+    ({"image": "\udfff.jpg", "label": "x"}, r"the path '\\udfff.jpg' is not UTF-8"),
+    ({"image": "a.jpg", "label": "x" * 3_000_000}, "the label of a.jpg has 3000000 characters, more than")])
+def test_labels_and_paths_that_a_log_could_not_hold(tmp_path, entry, message):
+    file = tmp_path / "x.jsonl"
+    file.write_text(json.dumps(entry | {"split": "train"}))
+    says(f"x.jsonl: {message}", file)
+
+
+def test_a_folder_of_underscores_is_no_label(tmp_path):
+    says("__/1.jpg has no label", fill(tmp_path, "train/__/1.jpg"))
 
 
 def test_a_jsonl_file(tmp_path, monkeypatch):

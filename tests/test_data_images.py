@@ -1,6 +1,8 @@
 """Every kind of odd image that the sets hold: the right pixels, upright, or BadImage with the file's name."""
 
 import io
+import os
+import random
 import struct
 import zlib
 from functools import partial
@@ -27,6 +29,12 @@ def scene() -> Image.Image:
 def noise() -> Image.Image:
     """64 x 64, which no format stores in a few bytes."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
 
 
 def check(path, size=(48, 32), corner=RED, tolerance=12):
@@ -66,6 +74,43 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
         assert row == [[value] * 3 for value in (0, 10, 200, 255)]
 
 
+def first_row(path, values) -> list[int]:
+    """What becomes of four rows of grey."""
+    Image.fromarray(np.array([values] * 4)).save(path)
+    row = np.asarray(data.read_image(path))[0]  # (width, 3)
+    assert (row == row[:, :1]).all()
+    return row[:, 0].tolist()
+
+
+@pytest.mark.parametrize("values, expected", [
+    (np.float32([0, .2, .5, 1]), [0, 51, 128, 255]),           # 0 to 1, as microscopes and renderers write
+    (np.float32([0, 10, 200, 255]), [0, 10, 200, 255]),        # 0 to 255
+    (np.float32([0, 2570, 51400, 65535]), [0, 10, 200, 255]),  # 0 to 65535
+    (np.float32([-1, 0, .5, 1]), [0, 128, 191, 255]),          # no usual range: its own
+    (np.float32([0, np.nan, np.inf, 1]), [0, 0, 255, 255]),
+    (np.float32([-3, -3, -3, -3]), [0, 0, 0, 0]),
+    # 0 to 1, but for a pixel in a hundred at either end: resampling overshoots
+    (np.float32([0] * 80 + [1] * 118 + [-.1, 1.2]), [0] * 80 + [255] * 118 + [0, 255]),
+    (np.int32([0, 10, 200, 255]), [0, 10, 200, 255]),
+    (np.int32([0, 0, 1, 1]), [0, 0, 255, 255]),                # a mask
+    (np.int32([0, 2 ** 29, 2 ** 30, 2 ** 31 - 1]), [0, 64, 128, 255]),
+    (np.int32([0, 50_000, 100_000, 100_000]), [0, 128, 255, 255])])
+def test_32_bit_grey_is_neither_black_nor_clipped(tmp_path, values, expected):
+    assert first_row(tmp_path / "grey.tif", values) == expected
+
+
+def test_unsigned_integers_of_32_bits(tmp_path):
+    """Pillow writes none. Above 2 ** 31 its own array is negative."""
+    row = struct.pack("<4I", 0, 2 ** 30, 2 ** 31, 2 ** 32 - 1)
+    tags = [(256, 4), (257, 2), (258, 32), (259, 1), (262, 1), (273, 8), (277, 1), (278, 2), (279, 32),
+            (339, 1)]
+    content = b"II*\0" + struct.pack("<I", 8 + 32) + row + row + struct.pack("<H", len(tags))
+    for tag, value in tags:
+        content += struct.pack("<HHII", tag, 4, 1, value)
+    (tmp_path / "large.tif").write_bytes(content + bytes(4))
+    assert np.asarray(data.read_image(tmp_path / "large.tif"))[0, :, 0].tolist() == [0, 64, 128, 255]
+
+
 def test_what_is_transparent_is_white(tmp_path):
     clear = Image.new("RGBA", (8, 8), (*RED, 0))
     clear.save(tmp_path / "clear.png")
@@ -99,6 +144,65 @@ def test_exif_turns_it_upright(tmp_path, orientation, red_corner, suffix):
     assert image.getpixel((x, y))[0] > 200
     corners = [(u, v) for u in (3, image.width - 4) for v in (3, image.height - 4)]
     assert sum(image.getpixel(corner)[0] > 200 for corner in corners) == 1
+
+
+# Whole pixels beside something broken or long
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    """A chunk of a PNG."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+LONG = zlib.compress(b"x" * 3_000_000)  # unpacked it is longer than Pillow allows
+
+
+def odd_png(odd: bytes, place: bytes, **options) -> bytes:
+    """The scene with something odd before the chunks of this kind."""
+    content = encoded(scene(), "PNG", **options)
+    at = content.index(place) - 4
+    return content[:at] + odd + content[at:]
+
+
+@pytest.mark.parametrize("place", [b"IDAT", b"IEND"])
+@pytest.mark.parametrize("odd", [
+    chunk(b"zTXt", b"key\0\0" + LONG), chunk(b"iTXt", b"key\0\1\0\0\0" + LONG),
+    chunk(b"iCCP", b"name\0\0" + LONG), chunk(b"zTXt", b"key\0\0" + zlib.compress(b"x" * 1_000_000)) * 70,
+    chunk(b"zTXt", b"key\0\1?"), chunk(b"iCCP", b"?"), chunk(b"pHYs", b"?"), chunk(b"gAMA", b"?"),
+    chunk(b"acTL", b"?"), b"\0\0\0\4tEXta\0cd\0\0\0\0"],
+    ids=["zTXt", "iTXt", "iCCP", "many texts", "no compression", "no profile", "no size", "no gamma",
+         "no animation", "checksum"])
+def test_a_png_with_a_long_or_broken_text(tmp_path, odd, place):
+    """Its pixels are read, and turned by the EXIF tag that stands beside it."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = 3
+    (tmp_path / "odd.png").write_bytes(odd_png(odd, place, exif=exif))
+    image = data.read_image(tmp_path / "odd.png")
+    assert image.getpixel((44, 28)) == RED
+    assert image.getpixel((4, 4)) == BLUE
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of damage
+@pytest.mark.parametrize("place", [b"IDAT", b"IEND"])
+@pytest.mark.parametrize("odd", [
+    chunk(b"eXIf", b"Exif\0\0garbage"), chunk(b"eXIf", b"II*\0\xff\xff\xff\xff"), chunk(b"eXIf", b""),
+    chunk(b"tEXt", b"Raw profile type exif\0\nexif\n 10\nno hex\n")],
+    ids=["garbage", "cut off", "empty", "in a text"])
+def test_a_png_with_broken_exif(tmp_path, odd, place):
+    (tmp_path / "odd.png").write_bytes(odd_png(odd, place))
+    check(tmp_path / "odd.png", tolerance=0)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("exif, cut", [(b"garbage!", 0), (b"II*\0\xff\xff\xff\xff", 0), (b"II*\0....", 5)])
+def test_a_webp_with_broken_exif(tmp_path, exif, cut):
+    """cut: so many bytes of it are missing."""
+    whole = encoded(scene(), "WEBP", lossless=True, exif=b"Exif\0\0MM")
+    pixels = whole[8:whole.index(b"EXIF")]
+    body = pixels + b"EXIF" + struct.pack("<I", len(exif)) + exif
+    content = b"RIFF" + struct.pack("<I", len(body)) + body
+    (tmp_path / "odd.webp").write_bytes(content[:len(content) - cut])
+    check(tmp_path / "odd.webp", tolerance=0)
 
 
 def test_tiny_animated_and_odd_tags(tmp_path):
@@ -141,6 +245,62 @@ def test_unreadable_images_raise_bad_image_with_their_name(tmp_path):
         with pytest.raises(data.BadImage, match=name) as e:
             data.read_image(tmp_path / name)
         assert "\n" not in str(e.value)
+
+
+def test_a_pipe_or_a_device_is_no_picture_whatever_its_name(tmp_path):
+    """To open a pipe would wait for a writer, to read /dev/zero would never end."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "zero.jpg"):
+        with pytest.raises(data.BadImage, match=f"{name}: it is a pipe or a device, no file"):
+            data.read_image(tmp_path / name)
+
+
+def test_a_program_named_as_a_picture_is_not_run(tmp_path):
+    """Pillow hands PostScript to another program, which this would keep busy for ever."""
+    (tmp_path / "loop.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{ } loop\n")
+    with pytest.raises(data.BadImage, match="loop.jpg: cannot identify"):
+        data.read_image(tmp_path / "loop.jpg")
+
+
+def spoilt(content: bytes, rng: random.Random) -> bytes:
+    """With a few bytes changed, most of them in the header, put in or cut off."""
+    content = bytearray(content)
+    for _ in range(rng.choice([1, 1, 3, 12])):
+        at = rng.randrange(len(content) + 1)
+        kind = rng.randrange(5)
+        if kind == 0:
+            content[at:at + rng.randrange(8)] = rng.randbytes(rng.randrange(8))
+        elif kind == 1 and rng.random() < .3:
+            content = content[:at]
+        elif content:
+            at = min(at, len(content) - 1) if kind == 2 else rng.randrange(min(64, len(content)))
+            content[at] = rng.choice([0, 1, 127, 128, 255, rng.randrange(256)])
+    return bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of damage
+def test_thousands_of_spoilt_pictures_are_read_or_named(tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    small = noise().resize((12, 10))
+    whole = [encoded(small, "PNG", exif=exif), encoded(small.quantize(8), "PNG", transparency=3),
+             encoded(small, "JPEG", exif=exif), encoded(small.convert("CMYK"), "JPEG"), encoded(small, "GIF"),
+             encoded(small, "WEBP", exif=exif), encoded(small, "TIFF", exif=exif), encoded(small, "BMP"),
+             encoded(small.convert("F"), "TIFF"), encoded(small.convert("I"), "TIFF"), encoded(small, "PPM"),
+             encoded(small, "JPEG2000"), encoded(small, "ICO"), encoded(small, "TGA"), encoded(small, "PCX")]
+    rng = random.Random(0)
+    read = 0
+    for number in range(2000):
+        file = tmp_path / f"{number}.jpg"
+        file.write_bytes(spoilt(rng.choice(whole), rng))
+        try:
+            assert data.read_image(file).mode == "RGB"
+            read += 1
+        except data.BadImage as error:
+            assert file.name in str(error)
+            assert "\n" not in str(error)
+    assert 300 < read < 1700  # neither all nor nothing
 
 
 def test_the_readable_examples_their_images_and_a_line_for_each_other(tmp_path):

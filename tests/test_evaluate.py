@@ -82,7 +82,7 @@ def test_before_is_the_base_and_after_the_policy(policy, monkeypatch):
 
     def measured(policy, *args, **kwargs):
         enabled.append({layer.enabled for layer in lora.lora_layers(policy.model).values()})
-        return {"summary": metrics.summarize([])}
+        return {"summary": metrics.summarize([]), "unreadable": []}
 
     monkeypatch.setattr(ev, "evaluate", measured)
     results = ev.before_and_after(policy, None, {"cub": []}, "what?", 4, 0)
@@ -245,13 +245,69 @@ def test_a_runs_folder_stands_for_its_adapter(monkeypatch, tmp_path, adapters):
 
 def test_a_set_without_a_verdict_enters_no_mean_and_its_pictures_are_named(monkeypatch, tmp_path, capsys):
     run(monkeypatch, "--data", "toy-bird,toy-fish,toy-flower", "--out", tmp_path / "out.json",
-        broken=lambda e: e.domain == "bird")
+        "--max-unreadable", "1", broken=lambda e: e.domain == "bird")
     rows, captured = results(tmp_path)["none"], capsys.readouterr()
     assert list(rows) == ["toy-bird", "toy-fish", "toy-flower", "mean of 2"]
     assert rows["mean of 2"]["summary"]["correctness"] == pytest.approx(
         (rows["toy-fish"]["summary"]["correctness"] + rows["toy-flower"]["summary"]["correctness"]) / 2)
     assert captured.err.count("cannot read the image toy-bird/") == 10
     assert captured.out.count("included") == 2  # the column's title, and the legend
+
+
+@pytest.mark.parametrize("rows", [1, 4, 256])
+def test_too_many_unreadable_images_are_no_result_and_nothing_of_them_is_kept(rows, monkeypatch, tmp_path):
+    """Six of ten, the last: one line. Once they are back, the same command reads them and leaves the same
+    bytes as one that always could."""
+    argv = ["--data", "toy-bird", "--rows", rows]
+    run(monkeypatch, *argv, "--out", tmp_path / "whole.json")
+    lost = {e.id for e in data.load("toy-bird", "test", limit=10)[4:]}
+    with pytest.raises(SystemExit) as e:
+        run(monkeypatch, *argv, "--out", tmp_path / "out.json", broken=lambda e: e.id in lost)
+    assert str(e.value).startswith("evaluate.py: 6 of 10 images of toy-bird can't be read, --max-unreadable "
+                                   "is 0.5 (cannot read the image toy-bird/")
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "out.json").exists()
+    file = tmp_path / "out.jsonl"
+    assert not file.exists() or "unreadable" not in file.read_text()
+    run(monkeypatch, *argv, "--out", tmp_path / "out.json")
+    for suffix in ("json", "jsonl"):
+        assert (tmp_path / f"out.{suffix}").read_bytes() == (tmp_path / f"whole.{suffix}").read_bytes()
+
+
+def test_half_of_the_images_unreadable_is_not_more_than_half(monkeypatch, tmp_path):
+    lost = {e.id for e in data.load("toy-bird", "test", limit=10)[5:]}
+    argv = ["--data", "toy-bird", "--out", tmp_path / "out.json"]
+    run(monkeypatch, *argv, broken=lambda e: e.id in lost)
+    assert results(tmp_path)["none"]["toy-bird"]["summary"]["unreadable"] == 5
+    message = "out.jsonl says that 5 of 10 images of toy-bird can't be read, .* is 0.4: give another --out$"
+    with pytest.raises(SystemExit, match=message):
+        run(monkeypatch, *argv, "--max-unreadable", ".4")  # those that are kept count too
+
+
+def test_a_table_without_images_is_no_table(monkeypatch, tmp_path, capsys):
+    argv = ["--data", "toy-bird,toy-fish", "--max-unreadable", "1", "--out", tmp_path / "out.json"]
+    with pytest.raises(SystemExit, match="^evaluate.py: none of the images .* no table; .* another --out$"):
+        run(monkeypatch, *argv, broken=lambda e: True)
+    assert not (tmp_path / "out.json").exists()
+    assert capsys.readouterr().out == ""
+
+
+def test_a_list_of_pictures_that_are_not_there(checkpoint, tree, tmp_path, capsys):
+    rows = [json.dumps({"image": f"{i}.jpg", "label": "Mallard", "split": "test"}) for i in range(4)]
+    (tmp_path / "mine.jsonl").write_text("\n".join(rows))
+    with pytest.raises(SystemExit, match="4 of 4 images of .*mine.jsonl can't be read.*0.jpg"):
+        ev.main(["--data", str(tmp_path / "mine.jsonl"), "--model", str(checkpoint), "--judge", tree])
+    assert capsys.readouterr().out == ""
+
+
+def test_before_and_after_of_no_images(policy):
+    """Too few that can be read; and none, whatever share is allowed."""
+    lost = [data.Example(str(i), "x", "d", lambda: data.read_image("nowhere.jpg")) for i in range(3)]
+    arguments = policy, None, {"mine": lost}, "what?", 4, 0
+    with pytest.raises(opening.ImagesUnreadable, match="3 of 3 images of mine can't be read"):
+        ev.before_and_after(*arguments, most_unreadable=0.5)
+    with pytest.raises(opening.ImagesUnreadable, match="there is no table"):
+        ev.before_and_after(*arguments)
 
 
 def test_a_record_lost_within_a_batch_is_made_again_alone(monkeypatch, tmp_path):
@@ -511,6 +567,10 @@ def test_own_pictures(checkpoint, tmp_path, capsys):
     (["--image", "x.jpg", "--n", "2", "--temperature", "0"], "give a temperature"),
     (["--out", "x.jsonl"], "--out names the figures' JSON"), (["--out", "."], "--out names the figures'"),
     (["--embedder", "nowhere"], "cannot load the embedder 'nowhere'"),
+    (["--max-unreadable", "1.1"], "--max-unreadable must be in [0, 1]"),
+    (["--max-unreadable", "nan"], "--max-unreadable must be in [0, 1]"),
+    (["--image", "caf\udce9.jpg"], r"--image 'caf\udce9.jpg' is not UTF-8"),
+    (["--adapter", "caf\udce9"], r"--adapter 'caf\udce9' is not UTF-8"),
 ])
 def test_mistakes_end_in_one_line(checkpoint, cub, tree, tmp_path, argv, message, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -56,6 +56,17 @@ def test_it_names_the_unreadable_and_counts_the_kinds_of_others(tmp_path, monkey
         assert f"  {line}" in out
 
 
+def test_a_picture_with_a_broken_text_is_read_and_counted(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "mine/train/heron/1.png"
+    trees.picture(file)
+    content = file.read_bytes()
+    at = content.index(b"IDAT") - 4
+    file.write_bytes(content[:at] + b"\0\0\0\4tEXta\0cd\0\0\0\0" + content[at:])
+    out = run(monkeypatch, capsys, "--data", tmp_path / "mine", "--sheet", tmp_path / "s.png")
+    assert out.endswith(f"train: 1 read, 0 unreadable\n  1 with a broken or long text, named .png: {tmp_path}"
+                        "/mine/train/heron/1.png\n")
+
+
 def test_a_limit_decodes_no_more_and_validation_from_train_is_not_decoded_twice(tmp_path, monkeypatch,
                                                                                capsys):
     trees.pets(tmp_path)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -117,6 +118,62 @@ def test_another_tree_beside_the_cars_is_not_taken_for_them(tmp_path):
     (tmp_path / "train/mydog").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(tmp_path / "train/mydog/1.jpg")
     assert listed("cars", "train", tmp_path) == before
+
+
+def kaggle_cars(root):
+    """The bundle that most people have, and the devkit: a list of the older form without its pictures, each
+    archive in a folder of its own name."""
+    folder = trees.cars(root)
+    old = trees.old_cars(root / "other")
+    (old / "cars_annos.mat").rename(folder / "cars_annos.mat")
+    for name in ("cars_train", "cars_test"):
+        (folder / name).rename(folder / "unpacked")
+        (folder / name).mkdir()
+        (folder / "unpacked").rename(folder / name / name)
+    return folder
+
+
+def test_cars_as_people_have_them(tmp_path):
+    trees.cars(tmp_path / "whole")
+    folder = kaggle_cars(tmp_path / "kaggle")
+    for split in ("train", "test"):
+        assert listed("cars", split, tmp_path / "kaggle") == listed("cars", split, tmp_path / "whole")
+        for example in data.load("cars", split, folder):
+            assert example.image().size == (24, 16)
+
+    # The devkit in a folder too.
+    (folder / "car_devkit").mkdir()
+    (folder / "devkit").rename(folder / "car_devkit/devkit")
+    assert listed("cars", "test", folder) == listed("cars", "test", tmp_path / "whole")
+
+    # Without a devkit no list fits the pictures.
+    (folder / "car_devkit").rename(folder / "lost")
+    says("Stanford Cars is not in .*devkit/cars_meta.mat is missing", "cars", folder, FileNotFoundError)
+
+
+def test_the_form_of_the_cars_is_that_of_the_pictures(tmp_path):
+    """All three lie in one folder; whichever has its pictures is read."""
+    folder = trees.cars(tmp_path)
+    old = trees.old_cars(tmp_path / "other")
+    (old / "cars_annos.mat").rename(folder / "cars_annos.mat")
+    (old / "car_ims").rename(folder / "car_ims")
+    trees.picture(folder / "train/Acura TL Type-S 2008/00001.jpg")
+    trees.picture(folder / "test/Acura TL Type-S 2008/00001.jpg")
+    for first, pictures in [("cars_train/00156.jpg", ("cars_train", "cars_test")),
+                            ("car_ims/000001.jpg", ("car_ims",)),
+                            ("train/Acura TL Type-S 2008/00001.jpg", ("train", "test"))]:
+        assert listed("cars", "train", tmp_path)[0][0] == first
+        for name in pictures:
+            (folder / name).rename(tmp_path / f"gone {name}")
+
+
+def test_a_folder_with_the_pictures_goes_before_one_without(tmp_path):
+    trees.cub(tmp_path)
+    lists = tmp_path / "CUB_200_2011/CUB_200_2011"  # the innermost would go first
+    (lists / "images").mkdir(parents=True)
+    for name in ("classes", "images", "image_class_labels", "train_test_split"):
+        trees.copy(f"cub200/{name}.txt", lists / f"{name}.txt")
+    assert data.load("cub", "train", tmp_path)[0].image().size == (70, 56)
 
 
 def test_aircraft(tmp_path):
@@ -251,6 +308,24 @@ def test_bad_lists_of_flowers(tmp_path):
 
     (folder / "setid.mat").write_bytes(b"short")
     says("setid.mat is no whole MATLAB v5 file", "flowers", tmp_path)
+
+
+@pytest.mark.parametrize("file", ["setid.mat", "cat_to_name.json"])
+def test_a_list_that_is_a_pipe(tmp_path, file):
+    """To open it would wait for ever."""
+    folder = trees.flowers(tmp_path)
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    says(f"cannot read .*{file}: it is a pipe or a device", "flowers", tmp_path)
+
+
+def test_a_label_that_is_no_name(tmp_path):
+    folder = trees.flowers(tmp_path)
+    names = json.loads((folder / "cat_to_name.json").read_text())
+    for label, message in [("x" * 301, "has 301 characters"), (" ", "has no label"),
+                           ("\ud800", "is not UTF-8")]:
+        (folder / "cat_to_name.json").write_text(json.dumps(names | {"1": label}))
+        says(f"flowers: .*image_0.*{message}", "flowers", tmp_path)
 
 
 def test_bad_lists_of_food(tmp_path):

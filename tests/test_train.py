@@ -654,6 +654,51 @@ def test_unreadable_images_are_named_and_counted(tmp_path, checkpoint, tree_judg
         == sorted(str(p)[-10:] for p in bad)
 
 
+def lose(tmp_path, examples) -> None:
+    """Takes the pictures of these away."""
+    for example in examples:
+        example.open.args[0].unlink()
+
+
+def test_a_run_whose_pictures_are_gone_ends(tmp_path, checkpoint, tree_judge):
+    """In the validation before the first step. It goes on once they are back."""
+    folder = trees.cub(tmp_path)
+    (folder / "images").rename(tmp_path / "elsewhere")
+    (folder / "images").mkdir()
+    with pytest.raises(SystemExit, match="^train.py: 3 of 3 images of the validation on cub can't be") as e:
+        train.main(arguments(tmp_path, checkpoint, tree_judge))
+    assert "\n" not in str(e.value)
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert not (tmp_path / "run" / "eval.json").exists()
+    (folder / "images").rmdir()
+    (tmp_path / "elsewhere").rename(folder / "images")
+    train.main(["--resume", str(tmp_path / "run")])
+    assert len(lines(tmp_path / "run" / "log.jsonl")) == 4
+
+
+def test_more_than_a_share_of_a_step_unreadable_ends_the_run(tmp_path, checkpoint, tree_judge, monkeypatch):
+    folder = trees.cub(tmp_path)
+    six = train.data.load("cub", root=folder, limit=6)
+    lose(tmp_path, six[:3])
+    argv = arguments(tmp_path, checkpoint, tree_judge, "--images-per-step", "6", "--steps", "1")
+    with pytest.raises(SystemExit, match=r"3 of 6 images of step 1 can't be read, .* is 0.4 \(cannot read"):
+        train.main([*argv, "--max-unreadable", "0.4"])
+    assert [line["step"] for line in lines(tmp_path / "run" / "log.jsonl")] == [0]
+    argv[argv.index("--out") + 1] = str(tmp_path / "half")
+    run = train.main(argv)  # half is not more than half
+    assert lines(run / "log.jsonl")[1]["unreadable"] == 3
+
+
+def test_a_test_set_whose_pictures_are_gone_is_no_table(tmp_path, checkpoint, tree_judge):
+    """The steps, which could be made, are kept."""
+    folder = trees.cub(tmp_path)
+    lose(tmp_path, train.data.load("cub", "test", folder))
+    with pytest.raises(SystemExit, match="train.py: 3 of 3 images of cub can't be read.*whole step is saved"):
+        train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1"))
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "run" / "eval.json").exists()
+
+
 def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_judge):
     run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--reward", "exact", "--noise", "1",
                                "--malformed", "-2", "--steps", "1"))
@@ -682,6 +727,7 @@ def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_j
     (["--method", "sft"], "a command of its own: python -m baselines.sft"),
     (["--lora-alpha", "0"], "--lora-alpha must be above 0"), (["--betas", "0.9", "1"], "Invalid beta"),
     (["--data", "cub,cub"], "holds an image twice"),
+    (["--max-unreadable", "1.5"], "--max-unreadable must be in [0, 1]"),
 ])
 def test_mistakes_end_in_one_line(tmp_path, checkpoint, tree_judge, change, message):
     argv = change if change[0] == "--resume" else arguments(tmp_path, checkpoint, tree_judge, *change)
