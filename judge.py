@@ -187,7 +187,7 @@ def is_too_long(answer: str, words: str, truth: str) -> bool:
 
     Catches: "a small brown bird with a red breast that sits on a branch in front of the house".
     Spares: "2007 Chevrolet Silverado 1500 Classic Extended Cab", "घर के सामने की शाखा पर बैठी चिड़िया"."""
-    return len(words.split()) > MOST_WORDS or len(words) > MOST_CHARACTERS
+    return len(words.split()) > MOST_WORDS or len(answer) > MOST_CHARACTERS
 
 
 CONTROL_TOKEN = re.compile(r"""
@@ -522,8 +522,10 @@ MOST_WORDS_OF_A_REFUSAL = 40  # it may say why
 def is_refusal(label: str) -> bool:
     """Whether a normalised answer declines to name anything ("none", "i don t know", "too dark to tell") and
     tells the judge nothing else. No rule is against a refusal."""
+    if len(label) > MOST_CHARACTERS:
+        return False
     words = open_words(flat(label))
-    if not REFUSAL.search(words) or len(words.split()) > MOST_WORDS_OF_A_REFUSAL:
+    if len(words.split()) > MOST_WORDS_OF_A_REFUSAL or not REFUSAL.search(words):
         return False
     steering_rules = (names_a_category, orders_the_judge, grades_itself, talks_about_the_task)
     return not any(rule(label, words, truth="") for rule in steering_rules)
@@ -539,6 +541,10 @@ def rule_against(truth: str, answer: str) -> Rule | None:
         return None
     if is_refusal(label):
         return None
+
+    # A text that long is no name, whatever the rules would find in it.
+    if len(answer) > MOST_CHARACTERS:
+        return is_too_long
 
     # What the rules look at.
     answer = flat(answer)
@@ -593,16 +599,18 @@ class BaseJudge:
         verdicts = [settled(truth, answer) for truth, answer in pairs]
         clean = [(normalize_label(truth), normalize_label(answer)) for truth, answer in pairs]
 
-        # Each of the other pairs is asked once, however often it comes.
+        # Each of the other pairs is asked once, however often it comes; nobody is asked about an empty truth.
         unsettled = [pair for pair, verdict in zip(clean, verdicts) if verdict is None]
-        distinct = list(dict.fromkeys(unsettled))
+        distinct = list(dict.fromkeys((truth, answer) for truth, answer in unsettled if truth))
         told = {}
         if distinct:
             told = dict(zip(distinct, self.ask(distinct), strict=True))
+        if any(not truth for truth, _ in unsettled):
+            self.last_error = "a true label without a letter, number or symbol"
 
         for i, pair in enumerate(clean):
             if verdicts[i] is None:
-                verdicts[i] = told[pair]
+                verdicts[i] = told.get(pair)
         return verdicts
 
 
@@ -630,8 +638,8 @@ OPENING = re.compile(r"""
 
 MENTION = re.compile(r"\b" + NAME + r"\b", re.VERBOSE)
 
-# What stands around a mention is read this far, in characters.
-REACH = 200
+LONGEST_VERDICT = 20_000  # characters without thoughts: whatever is longer is no verdict
+REACH = 200  # characters around a mention that may take it back
 
 # What stands before a category and takes it back, up to a comma or a turn of the sentence.
 TAKEN_BACK = re.compile(r"""
@@ -810,11 +818,12 @@ def mentioned(text: str) -> set[str]:
 def parse_category(text: str) -> Category | None:
     """A judge model's raw words to a category; None where they hold no verdict, or more than one.
 
-    In this order: what follows the last thought; a first line that is a category (but not a list of
-    categories, a line each); "Category: X", in JSON too, where an echoed prediction never counts; an opening
-    "X: ..."; the one category that is mentioned and neither negated, doubted, asked about nor asked for."""
+    Only what follows the last thought counts, at most 20,000 characters. Of that, in this order: a first line
+    that is a category (but not a list of categories, a line each); "Category: X", in JSON too, where an
+    echoed prediction never counts; an opening "X: ..."; the one category that is mentioned and neither
+    negated, doubted, asked about nor asked for."""
     said = cut_thoughts(nfkc(text).lower())
-    if said is None:
+    if said is None or len(said) > LONGEST_VERDICT:
         return None
     said = cut_markup(said)
 
