@@ -162,8 +162,10 @@ def nfkc(text: str) -> str:
 def flat(text: str) -> str:
     """What the patterns read, whose \\w knows no marks: NFKC, without marks and invisible characters. Letters
     with an accent of their own keep it."""
-    unread = ("Mn", "Mc", "Me", "Cf")
-    return "".join(character for character in nfkc(text) if unicodedata.category(character) not in unread)
+    text = nfkc(text)
+    unread = [character for character in set(text)
+              if unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf")]
+    return text.translate({ord(character): None for character in unread})
 
 
 def open_words(text: str) -> str:
@@ -418,6 +420,9 @@ def holds_word(part: str) -> bool:
     return any(character.isalnum() for character in part)
 
 
+LONGEST_ASIDE = 80  # characters
+
+
 def is_list(text: str) -> bool:
     """Whether a flat text holds more than one name with a comma or another sign of a list between them."""
     items = [item for item in ITEM.split(text) if holds_word(item)]
@@ -427,9 +432,12 @@ def is_list(text: str) -> bool:
     # A comma separates two names unless one side of it is no name at all.
     names = 0
     for part in COMMA.split(text):
-        if not holds_word(part) or is_hedge(part):
+        if not holds_word(part):
             continue
-        if names > 0 and is_detail(part):
+        is_short = len(part) <= LONGEST_ASIDE
+        if is_short and is_hedge(part):
+            continue
+        if is_short and names > 0 and is_detail(part):
             continue
         names += 1
         if names > 1:
@@ -438,8 +446,10 @@ def is_list(text: str) -> bool:
 
 
 def lists_names(answer: str, words: str, truth: str) -> bool:
-    """Names in a list: behind commas, semicolons, bars, bullets, or one a line. A comma makes no list where
-    what follows is a hedge, a year, a colour, an age, a sex, a view, or one word in -ed or -ing.
+    """Names in a list: behind commas, semicolons, bars, bullets, or one a line.
+
+    A comma makes no list where one side of it is a hedge, or where what follows is a year, a colour, an age, a
+    sex, a view, or one word in -ed or -ing.
 
     Catches: "robin, wren", "robin; wren", "robin | wren", "747, 777", "robin, male wren", "hawk, falcon",
     "warbler, possibly yellow warbler", "thrush, starling", "Airbus, Boeing", "apple, orange".
@@ -822,10 +832,10 @@ def parse_category(text: str) -> Category | None:
     that is a category (but not a list of categories, a line each); "Category: X", in JSON too, where an
     echoed prediction never counts; an opening "X: ..."; the one category that is mentioned and neither
     negated, doubted, asked about nor asked for."""
-    said = cut_thoughts(nfkc(text).lower())
+    said = cut_thoughts(text.lower())
     if said is None or len(said) > LONGEST_VERDICT:
         return None
-    said = cut_markup(said)
+    said = cut_markup(nfkc(said).lower())
 
     # A first line that is nothing but a category decides, whatever is explained below it.
     lines = [bare_line(line) for line in said.split("\n")]
