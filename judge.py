@@ -80,6 +80,8 @@ LABELS = 2  # counts the ways in which labels were normalised: verdicts are reme
 
 # Marks that only choose how the sign before them is drawn, as in "♀️".
 VARIATION = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]")
+# Other forms of + and #: "C♯".
+SIGNS = str.maketrans("＋＃♯", "+##")
 # Symbols that control tokens are made of: "◁think▷", "<｜begin▁of▁sentence｜>", bars that are drawn.
 NO_SYMBOL = re.compile("[─-▟◁▷￨-￮]")
 
@@ -105,9 +107,9 @@ def is_kept(character: str, previous: str) -> bool:
     stands_on_letter = kind_before[0] in "LN" or kind_before in ("Mn", "Mc")
     if kind in ("Mn", "Mc"):             # "दिल"
         return stands_on_letter or kind_before == "So"
-    if character in "+＋":               # "Galaxy S10+", "C++"
-        return stands_on_letter or previous in "+＋"
-    if character in "#＃♯":              # "C#"
+    if character == "+":                 # "Galaxy S10+", "C++"
+        return stands_on_letter or previous == "+"
+    if character == "#":                 # "C#"
         return stands_on_letter
     return False
 
@@ -120,7 +122,8 @@ def normalize_label(text: str) -> str:
     Normalising twice is normalising once."""
     kept = []
     previous = " "
-    for character in fold_case(VARIATION.sub("", text)):
+    text = VARIATION.sub("", text).translate(SIGNS)
+    for character in fold_case(text):
         if not is_kept(character, previous):
             character = " "
         kept.append(character)
@@ -448,8 +451,8 @@ def is_list(text: str) -> bool:
 def lists_names(answer: str, words: str, truth: str) -> bool:
     """Names in a list: behind commas, semicolons, bars, bullets, or one a line.
 
-    A comma makes no list where one side of it is a hedge, or where what follows is a year, a colour, an age, a
-    sex, a view, or one word in -ed or -ing.
+    A comma makes no list where one side of it is a hedge, or where what follows is a year, a colour, an age,
+    a sex, a view, or one word in -ed or -ing.
 
     Catches: "robin, wren", "robin; wren", "robin | wren", "747, 777", "robin, male wren", "hawk, falcon",
     "warbler, possibly yellow warbler", "thrush, starling", "Airbus, Boeing", "apple, orange".

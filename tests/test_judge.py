@@ -47,14 +47,14 @@ def test_normalize_label_is_idempotent_and_keeps_only_what_a_name_is_made_of():
         once = normalize_label("".join(chr(rng.choice((rng.randrange(0x250), rng.randrange(0x300, 0x3000),
                                                        rng.randrange(0xE000, 0x20000)))) for _ in range(8)))
         assert normalize_label(once) == once == once.strip() and "  " not in once
-        assert all(c in " +#＋＃♯" or unicodedata.category(c)[0] in "LN"
+        assert all(c in " +#" or unicodedata.category(c)[0] in "LN"
                    or unicodedata.category(c) in ("Pd", "Mn", "Mc", "So") for c in once)
 
 
 @pytest.mark.parametrize("text, expected", [
     ("ข้าว", "ข้าว"), ("दाल", "दाल"), ("한국어", "한국어"), ("தமிழ் புலி", "தமிழ் புலி"), ("شَعْر", "شَعْر"),
     ("C++", "c++"), ("C#!", "c#"), ("Galaxy S10+", "galaxy s10+"), ("a + b", "a b"), ("# 1", "1"),
-    ("+1", "1"), ("### user", "user"), ("a### user", "a# user"), ("C＋", "c＋"), ("♀", "♀"), ("♀️", "♀"),
+    ("+1", "1"), ("### user", "user"), ("a### user", "a# user"), ("C＋", "c+"), ("♀", "♀"), ("♀️", "♀"),
     ("🐦!", "🐦"), ("́a", "a"), ("≠", ""), ("a -́b", "a - b"), ("◁think▷", "think"), ("a│b", "a b"),
     ("STRASSE", "strasse"), ("Straße", "strasse"), ("İ", "i"), ("İSKENDER", "iskender"), ("ΟΔΟΣ", "οδοσ"),
     ("İ́", "í"), ("ǅ", "ǆ"), ("ﬁnch", "finch"), ("x ^ `y` ~z", "x y z")])
@@ -64,11 +64,11 @@ def test_normalize_label_keeps_marks_and_symbols_and_folds_case(text, expected):
 
 DIFFERENT = [("ข้าว", "ข่าว"), ("दाल", "दिल"), ("कमल", "कमाल"), ("ਦਾਲ", "ਦਿਲ"), ("பல்", "பால்"), ("שָׁר", "שִׁר"),
              ("Nidoran♀", "Nidoran♂"), ("Galaxy S10", "Galaxy S10+"), ("C", "C++"), ("C", "C#"),
-             ("C+", "C++"), ("C", "C＋＋"), ("C", "C♯"), ("🐦", "🐧"), ("🐦", "???"), ("🇫🇷", "🇮🇹"), ("schon", "schön"),
-             ("दर्‍या", "दर्या"), ("I", "ı")]
+             ("C+", "C++"), ("C", "C＋＋"), ("C", "C♯"), ("🐦", "🐧"), ("🐦", "???"),
+             ("🇫🇷", "🇮🇹"), ("schon", "schön"), ("दर्‍या", "दर्या"), ("I", "ı")]
 SAME = [("Weißwurst", "WEISSWURST"), ("İskender", "iskender"), ("İSKENDER", "iskender"),
-        ("Nidoran♀️", "nidoran♀"), ("ΟΔΟΣ", "οδος"), ("Crème", "CRE\u0300ME"), ("ĲSSEL", "ĳssel"), ("GROẞ", "groß"), ("ข้าว!", " ข้าว"),
-        ("F/A-18", "f a-18")]
+        ("Nidoran♀️", "nidoran♀"), ("ΟΔΟΣ", "οδος"), ("Crème", "CRE\u0300ME"), ("ĲSSEL", "ĳssel"),
+        ("GROẞ", "groß"), ("ข้าว!", " ข้าว"), ("F/A-18", "f a-18"), ("C♯", "C#")]
 
 
 @pytest.mark.parametrize("truth, answer", DIFFERENT)
