@@ -17,8 +17,10 @@ where it came to no verdict. That is a judge error, and never a score.
 Where this departs from the official release:
 1. No service, queue or database server: a function call.
 2. The prompts are ours.
-3. Labels are NFC-normalised. Equal ones are Specific without asking (small models fail even there), and
-   answers that only play for a verdict are Wrong (RULES).
+3. Labels keep vowel signs, accents, symbols, C++ and C#, and their case is folded; the release's own way is
+   normalize_label_as_released.
+4. Equal labels are Specific without asking (small models fail even there), and answers that only play for a
+   verdict are Wrong (RULES).
 """
 
 import argparse
