@@ -360,8 +360,8 @@ def joins_with_a_slash(answer: str, words: str, truth: str) -> bool:
     return is_only_in_answer(SLASH, answer, truth)
 
 
-ITEM = re.compile(r"[;|\n•、]")                      # "robin; wren", "robin | wren", one a line
-COMMA = re.compile(r", (?! (?<=\d,) \d )", re.VERBOSE)  # "robin, wren"; but not "1,000"
+ITEM = re.compile(r"[;؛|\n•、]")                         # "robin; wren", "robin | wren", one a line
+COMMA = re.compile(r"[,،] (?! (?<=\d,) \d )", re.VERBOSE)  # "robin, wren"; but not "1,000"
 
 # What may stand behind a comma and is no second name. A colour that is also a thing (orange, rose, olive) and
 # an age that is also a dish or another kind (lamb, hen) are left out.
