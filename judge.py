@@ -239,9 +239,9 @@ DECLINED = re.compile(r"""
              | unable | impossible | difficult | hard | refuse | decline ) [ ]to )
 
     # "provide"
-    (?:[ ](?: be | know | sure | certain | tell | say | see | pick | choose | decide | find | make | guess
-            | name | call | give | offer | provide | assign | answer | determine | identify | classify
-            | recogni[sz]e ) )
+    (?:[ ](?: be | have | know | sure | certain | tell | say | see | pick | choose | decide | find | make
+            | guess | name | call | give | offer | provide | assign | answer | determine | identify
+            | classify | recogni[sz]e ) )
 
     # "a more"
     (?:[ ](?: an? | any | anything | the | its | is | this | that | it | you | your | which | what | as | of
@@ -469,8 +469,9 @@ ARROW = re.compile(r"\w \s* (?: > | → | -> | => | » | :: ) \s* \w", re.VERBOS
 # "bird: robin"; but not "species: robin", "The answer is: robin", "1:18"
 COLON = re.compile(r"""
     \b (?! (?: aircraft | answer | breed | dish | family | genus | kind | make | model | name | species | type
-             | subject | object | identification | guess | conclusion          # "Main subject: robin"
-             | likely | probably | possibly | perhaps | is | shows | depicts   # "Most likely: robin"
+             | subject | object | identification | prediction | guess          # "Main subject: robin"
+             | likely | probably | possibly | perhaps                          # "Most likely: robin"
+             | is | shows | depicts | like | as                                # "It looks like: robin"
              ) \b )
     \w+ \s* : (?: \s+ \w | [^\W\d] )
     """, re.VERBOSE | re.IGNORECASE)

@@ -141,6 +141,7 @@ ONE_NAME = [
     "a rose, probably", "a rose, I'd say", "a rose, if I'm not mistaken", "Most likely, northern cardinal",
     "I think, a rose", "cat, black and white", "BMW M3, silver metallic, 2012", "gull, juvenile, in flight",
     "owl, long-eared", "salmon, grilled", "mallard, swimming", "Cessna 172, seen from above",
+    "It looks like: a rose", "Prediction: rose", "I don't have the correct answer",
     "dove, mourning", "northern cardinal, female, perched", "scale model 1:18",
     "दाल, yellow", "Nidoran♀", "C++", "robin 🐦",
 ]
