@@ -22,7 +22,6 @@ Where this departs from the paper and from lmms-owc:
 
 import argparse
 import math
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -35,7 +34,8 @@ import torch
 from tqdm import tqdm
 
 import data
-from judge import JUDGE_ERROR, Judge, add_arguments, category_name, judge_groups, normalize_label
+from judge import (JUDGE_ERROR, Judge, add_arguments, category_name, closed_blocks, judge_groups,
+                   normalize_label)
 from lora import adapters_off
 from metrics import Tally, means_over, measured, merge, similarity, text_inclusion
 from policy import Policy
@@ -167,7 +167,13 @@ def thought_not_said(truth: str, text: str, answer: str | None) -> bool:
     if answer is None:
         return False
     # Answers are cut out, but not those inside a closed <think> block: parse_answer reads none there.
-    reasoning = re.sub(r"(<think>.*?</think>)|<answer>.*?</answer>", r"\1 ", text, flags=re.DOTALL)
+    reasoning = ""
+    place = 0
+    for block, start, end in closed_blocks(text):
+        if block == "answer":
+            reasoning += text[place:start] + " "
+            place = end
+    reasoning += text[place:]
 
     # Spaces around them make whole words of what is compared.
     name = f" {normalize_label(truth)} "

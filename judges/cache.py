@@ -3,7 +3,8 @@
     judge = CachedJudge(judge, "verdicts.sqlite")
 
 The file holds one table, verdicts(judge, truth, answer, category): `judge` is a hash of the judge's key (all
-that its verdicts depend on), truth and answer are normalised, category is the label.
+that its verdicts depend on) and of how labels are normalised, truth and answer are normalised, category is
+the label. A verdict on labels that were normalised in an earlier way is not read.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
-from judge import BY_LABEL, BaseJudge, Judge, Pair
+from judge import BY_LABEL, LABELS, BaseJudge, Judge, Pair
 from reward import Category
 
 TABLE = """CREATE TABLE IF NOT EXISTS verdicts (judge TEXT, truth TEXT, answer TEXT, category TEXT,
@@ -36,7 +37,8 @@ class CachedJudge(BaseJudge):
         self.path = Path(path)
         self.hits = 0
         self.misses = 0
-        self.key = hashlib.sha256(judge.key.encode()).hexdigest()
+        key = f"labels {LABELS}: {judge.key}"
+        self.key = hashlib.sha256(key.encode()).hexdigest()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.run(FIND, [])  # a path that can't be is met now
 

@@ -147,3 +147,81 @@ def test_what_is_taken_back_is_no_verdict(text):
                                   "not the bird because generic", "not the bird which makes it generic"])
 def test_a_negation_ends_where_the_sentence_turns(text):
     assert parse_category(text) == G
+
+
+# ---- words that are no verdict, and thoughts
+
+
+@pytest.mark.parametrize("text", [
+    "I can't tell if it's wrong or specific.",
+    "There is not enough information to call the answer specific.", "Please be more specific.",
+    "Something went wrong.", "I don't know whether this is generic or more specific.",
+    "I can't tell whether it's wrong, or specific.", "Could you be more specific?",
+    "You need to be more specific.", "Be more specific.", "More specific, please.",
+    "I need a more specific label.", "Please provide a more specific answer",
+    "It is unclear whether the answer is specific.", "Sorry, something went wrong. Please try again.",
+    "Error: generic error", "Your question lacks specific details.", "I may be wrong.",
+    "Correct me if I'm wrong.", "I might be wrong, but I have no image.", "What went wrong?",
+    "I don't know if the category is specific.",
+    "It's hard to say if it is generic, less specific or specific", "The answer could be more specific.",
+    "It needs to be more specific", "To be specific, the answer names another bird.", "I abstain.",
+    "I must abstain from judging.", "I'm not sure if the answer is wrong.", "Not sure whether generic.",
+    "It depends on whether the label is specific.", "I cannot determine which one is specific",
+    "<thinking>wrong</thinking>", "<thinking>wrong", "[THINK]wrong", "[THINK]wrong[/THINK]",
+    "<seed:think>generic</seed:think>", "<|channel|>analysis<|message|>The answer is wrong",
+    "<|channel|>analysis<|message|>wrong<|end|>", "analysisThe answer is wrong",
+    "A more specific answer is needed.", "A more specific label would be helpful.",
+    "There is not enough context to say that the answer is wrong.",
+    "I am unable to judge whether the answer is generic", "Something is wrong with the input",
+    "◁think▷wrong", "I would need more information to classify it as specific",
+    "Can you provide a more specific description?", "Could you please give me something more specific.",
+    "There isn't enough detail to say whether the answer is specific or generic, so I can't judge.",
+    "It is impossible to determine if it's specific.", "I can't say it is wrong.",
+    "I can't say for sure, maybe generic or wrong.", "Whether it is specific is a matter of taste.",
+    "If I am wrong, tell me.", "Everything went wrong here.",
+    "I don't have enough information to decide if this is wrong.", "You could try to be less specific.",
+    "I'm afraid I can't be more specific.", "I was asked to be specific.", "Generic error message.",
+    "I do not know the label, it may be specific.", "Nothing more specific can be said.",
+    "[THOUGHT] wrong", "<reasoning>specific"])
+def test_words_that_are_no_verdict(text):
+    assert parse_category(text) is None
+
+
+@pytest.mark.parametrize("text, verdict", [
+    ("LessSpecific", L), ("MoreSpecific", M), ("less-specific.", L), ("Category: MoreSpecific", M),
+    ('{"category": "LessSpecific"}', L), ("The answer is MoreSpecific.", M),
+    ("<thinking>specific?</thinking>wrong", W), ("[THINK]wrong[/THINK]generic", G),
+    ("<seed:think>wrong</seed:think>generic", G),
+    ("<|channel|>analysis<|message|>wrong? no<|end|>"
+     "<|start|>assistant<|channel|>final<|message|>specific<|return|>", S),
+    ("analysisThe answer may be wrong.assistantfinalspecific", S),
+    ('<|channel|>final <|constrain|>json<|message|>{"category": "generic"}<|return|>', G),
+    ("\"I don't know\" is an abstain", A), ("The answer \"I can't tell\" declines, so abstain.", A),
+    ("The prediction 'I do not know' is an abstain.", A), ("I'm not sure, but generic.", G),
+    ("I can't see the picture, but the answer is generic.", G),
+    ("The answer is not the same bird; it is wrong.", W),
+    ("The answer cannot be the same species, so it is wrong.", W),
+    ("The answer gives a more specific name.", M), ("◁think▷specific◁/think▷wrong", W),
+    ("<thinking>\nwrong\n</thinking>\n\nThe answer is generic.", G), ("It is wrong.", W),
+    ("The answer is wrong because it names another species.", W),
+    ("The answer is too broad to be the species, hence less specific.", L),
+    ("Analysis: the answer is far wider. Verdict: generic", G)])
+def test_verdicts_beside_doubts_and_thoughts(text, verdict):
+    assert parse_category(text) is verdict
+
+
+@pytest.mark.parametrize("begin, end", [
+    ("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"), ("◁think▷", "◁/think▷"), ("<reasoning>", "</reasoning>"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>")])
+def test_a_thought_is_no_part_of_the_reply(begin, end):
+    for category in Category:
+        assert parse_category(f"{begin}wrong or generic{end}{category.label}") is category
+        assert parse_category(f"{begin}\n{category.label}\n{end}\n") is None
+        assert parse_category(f"{begin}\n{category.label}") is None
+        assert parse_category(f"{begin}a{end}{begin}{category.label}") is None
+
+
+def test_a_reply_without_end_is_no_verdict():
+    assert parse_category("wrong, because it is another one. " + "Really. " * 3000) is None
+    assert parse_category("<think>" + "Hm. " * 10_000 + "</think>wrong") is W
