@@ -1,65 +1,94 @@
 """Seconds, memory and model flops utilisation of a training step in the full Qwen2.5-VL shapes, on one GPU.
 
-    python benchmarks/gpu.py                      the 7B shape (give it a few minutes)
+    python benchmarks/gpu.py                      the 7B shape: made to end within 8 minutes on an H100
     python benchmarks/gpu.py --shape 3b
     python benchmarks/gpu.py --shape tiny --images 2 --n 2 --tokens 8 --text 40      does it run at all (CPU)
 
-Random weights, no download: speed does not ask for sense. bfloat16 with float32 LoRA of rank 64, images of
-448 x 448 (256 tokens), prompts of 400 tokens, completions of exactly 150, N = 10. A few images are measured
-and scaled to the paper's step of 256 images x 10 answers, and that to its 165 steps; a judge costs extra, and
-so does the second minibatch's pass for old log-probs (half a reference pass, counted). Utilisation counts
-what the shared-prompt form has to compute: 2 flops a linear parameter and token, backward as much again
-(frozen weights have no gradient), 3 passes with checkpointing; attention is left out.
+What it prints, line by line as it is measured, is Markdown for docs/speed.md: a table of the step's parts, a
+line about the judge's rows, and a table of the cards on which the paper's run fits, with flags and hours.
+
+Random weights, no download: speed does not ask for sense. bfloat16 with float32 LoRA of rank 64; pictures of
+CUB's sizes, so prompts of many lengths, of 400 tokens for one of 500 x 375; completions of exactly 150
+tokens, N = 10; a judge of Qwen3-4B's shape on the same card, asked about 1,500 distinct pairs a step. As many
+images are measured as one decoding round holds, 12 of them for the update, and scaled to the paper's 165
+steps of 256 images.
+
+Utilisation counts what the shared-prompt form has to compute: 2 flops a linear parameter and token, backward
+as much again (frozen weights have no gradient), 3 passes with checkpointing; attention and the vision tower
+are left out. Memory is that of tensors, in GB of 1e9 bytes. A card must hold the step's longest completions
+(--longest), not its average ones.
 """
 
 import argparse
+import itertools
+import math
+import random
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen3Config, Qwen3ForCausalLM
 
 import lora
 import policy as policies
 import rollout
 import tiny
 import train
+import words
+from judges.packed import PackedJudge
+from support.checkpoints import limit_pixels
 
 TEXT = {
     "3b": dict(hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2,
                intermediate_size=11008, vocab_size=151936),
     "7b": dict(hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
                intermediate_size=18944, vocab_size=152064)}
+JUDGE_4B = dict(hidden_size=2560, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
+                head_dim=128, intermediate_size=9728, vocab_size=151936)
+JUDGE_TINY = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                  head_dim=8, intermediate_size=48, vocab_size=1000)
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}  # dense bf16, flops/s
-CARDS = (24, 48, 80, 141)  # GB
+
 PAPER_IMAGES = 256
 PAPER_N = 10
 PAPER_STEPS = 165
+PAIRS = 1500  # distinct pairs of a truth and an answer in a step of 2,560 answers
+
+CARDS = (24, 48, 80, 141)  # GB
+USABLE = 0.95              # of a card: the rest is CUDA's own, and gaps between tensors
+ROWS = (64, 128, 256, 512, 1024, 2560)
+MICRO_BATCHES = (1, 2, 4)
+UPDATED = 12               # images of each update that is timed
+ROW_TOKENS = (1024, 2048, 4096, 8192, 16384)
 
 # ------------------------------------------------------------------------------------------------------------
-# A policy of the full shape, and a prompt of the wanted length
+# A policy and a judge of the full shapes, pictures of CUB's sizes, a prompt of the wanted length
 
 
-def build(shape: str, device: str, dtype) -> policies.Policy:
+def build_policy(shape: str, device: str, dtype) -> policies.Policy:
     """A policy of that shape. Tokens are a small tokenizer's, the vocabulary and so the head full-sized."""
     tok = tiny.tokenizer()
     if shape == "tiny":
         model = tiny.model(tok)
     else:
         with torch.device(device):
-            model = Qwen2_5_VLForConditionalGeneration._from_config(full_config(shape, tok), dtype=dtype,
+            model = Qwen2_5_VLForConditionalGeneration._from_config(policy_config(shape, tok), dtype=dtype,
                                                                     attn_implementation="sdpa")
-    policy = policies.from_parts(model.to(device), tiny.processor(), name=shape)
+    processor = tiny.processor()
+    limit_pixels(processor.image_processor, train.Config.max_pixels)
+    policy = policies.from_parts(model.to(device), processor, name=shape)
     policy.banned[policy.eos_ids] = True  # every completion has the full length
+    lora.add_lora(policy.model, 64, 32)
     return policy
 
 
-def full_config(shape: str, tok) -> Qwen2_5_VLConfig:
+def policy_config(shape: str, tok) -> Qwen2_5_VLConfig:
     ids = tiny.special_ids(tok)
     tied = shape == "3b"
     text = TEXT[shape] | dict(
@@ -74,133 +103,386 @@ def full_config(shape: str, tok) -> Qwen2_5_VLConfig:
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"])
 
 
-def question_of(policy, length: int, side: int) -> str:
-    """A question that makes the prompt `length` tokens long."""
+def build_judge(shape: str, device: str, dtype) -> PackedJudge:
+    """Qwen3-4B's shape under the judge's short prompt, in tokens of a small tokenizer: about 474 shared ones
+    and 33 a pair, where a real one makes some 500 and 20."""
+    tok = words.chat_tokenizer()
+    with torch.device(device):
+        model = Qwen3ForCausalLM._from_config(judge_config(shape, tok), dtype=dtype,
+                                              attn_implementation="sdpa")
+    return PackedJudge(model.to(device), tok, prompt="short")
+
+
+def judge_config(shape: str, tok) -> Qwen3Config:
+    text = JUDGE_TINY if shape == "tiny" else JUDGE_4B
+    return Qwen3Config(**text, tie_word_embeddings=True, max_position_embeddings=32768,
+                       rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+                       eos_token_id=tok.eos_token_id)
+
+
+def distinct_pairs(count: int) -> list[tuple[str, str]]:
+    """That many different (truth, answer) of two different names of CUB's birds."""
+    lines = (ROOT / "tests" / "fixtures" / "cub200" / "classes.txt").read_text().splitlines()
+    names = []
+    for line in lines:  # 1 001.Black_footed_Albatross
+        name = line.split(".")[1]
+        names.append(name.replace("_", " ").lower())
+    return random.Random(0).sample(list(itertools.permutations(names, 2)), count)
+
+
+def cub_like_sizes(count: int, longest: int = 500) -> list[tuple[int, int]]:
+    """(width, height) of pictures like CUB's, in pixels: the longer side nearly always 500, the other mostly
+    333 to 400 and sometimes up to 500, most of them wider than high. longest: another number for the 500."""
+    rng = random.Random(0)
+    sizes = []
+    for _ in range(count):
+        longer = 500 if rng.random() < 0.95 else rng.randint(300, 499)
+        shorter = rng.randint(333, 400) if rng.random() < 0.85 else rng.randint(400, 500)
+        shorter = min(shorter, longer)
+        size = (longer, shorter) if rng.random() < 0.8 else (shorter, longer)
+        width, height = size
+        sizes.append((width * longest // 500, height * longest // 500))
+    return sizes
+
+
+def question_of(policy, length: int, size: tuple[int, int]) -> str:
+    """A question that makes the prompt `length` tokens long for a picture of that size."""
     question = "what is it?"
-    prompt, = policies.encode(policy, tiny.pictures((side, side)), question)
+    prompt, = policies.encode(policy, tiny.pictures(size), question)
     missing = length - len(prompt)
     word = max(1, len(policy.tokenizer(" ?")["input_ids"]))  # tokens
     return question + " ?" * (missing // word)
 
 
 # ------------------------------------------------------------------------------------------------------------
-# The three parts of a step, each timed
+# The parts of a step, each timed
 
 
 @dataclass
-class Row:
-    """One line of the table. seconds: an image; flops: an image, None where they are not counted; gb: peak
-    memory, 0 on a CPU, None where it is not measured."""
-    name: str
-    seconds: float
-    flops: float | None = None
-    gb: float | None = None
+class Setup:
+    """What is measured, and on what. pairs: what the judge is asked in a step; peak: the card's dense bf16
+    flops a second, None where they are not known; args: the command's."""
+    policy: policies.Policy
+    optimizer: torch.optim.Optimizer
+    judge: PackedJudge
+    images: list
+    question: str
+    pairs: list
+    device: str
+    peak: float | None
+    args: argparse.Namespace
 
 
-def timed(device: str, function, *args) -> tuple[float, float, object]:
-    """Seconds, peak memory in GB (0 on a CPU), and what function(*args) returns."""
+def set_up(device: str, peak: float | None, args) -> Setup:
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    policy = build_policy(args.shape, device, dtype)
+    optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad], 3e-5)
+    judge = build_judge(args.shape, device, dtype)
+    is_tiny = args.shape == "tiny"
+    longest_side = 60 if is_tiny else 500
+    images = tiny.pictures(*cub_like_sizes(args.images, longest_side))
+    question = question_of(policy, args.text, (longest_side, longest_side * 3 // 4))
+    pairs = distinct_pairs(20 if is_tiny else PAIRS)
+    return Setup(policy, optimizer, judge, images, question, pairs, device, peak, args)
+
+
+def timed(device: str, function: Callable, *args) -> tuple[float, float | None, object]:
+    """Seconds, peak memory in GB (None on a CPU), and what function(*args) returns."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     made = function(*args)
     if device != "cuda":
-        return time.perf_counter() - start, 0, made
+        return time.perf_counter() - start, None, made
     torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     return seconds, torch.cuda.max_memory_allocated() / 1e9, made
 
 
-def flops_an_image(policy, prompt: int, args) -> tuple[float, int]:
-    """Flops of one shared pass over an image's prompt and answers, 2 a linear parameter and token, and the
-    number of linear parameters. The head reads the answers alone."""
-    linear = 0
-    for module in policy.model.get_decoder().modules():
-        if isinstance(module, torch.nn.Linear):
-            linear += module.weight.numel()
-    linear += sum(p.numel() for p in policy.model.parameters() if p.requires_grad)  # the adapters
-    head = policy.model.lm_head.weight.numel()
-    answers = args.n * args.tokens
-    return 2 * (linear * (prompt + answers) + head * answers), linear
+def timed_if_it_fits(device: str, function: Callable, *args) -> tuple[float, float | None] | None:
+    """Seconds and GB; None where memory runs out."""
+    try:
+        seconds, gb, _ = timed(device, function, *args)
+        return seconds, gb
+    except torch.cuda.OutOfMemoryError:
+        pass
+    # Outside the except clause, whose traceback holds the memory.
+    torch.cuda.empty_cache()
+    return None
 
 
-def score_reference(policy, groups: list) -> None:
-    """The reference's log-probs, image by image."""
-    completions, mask, _ = rollout.stack(groups, policy.pad_id)           # (B, N, T)
-    with torch.no_grad(), lora.adapters_off(policy.model):
-        for i, group in enumerate(groups):
-            policies.completion_logprobs(policy, [group.prompt], completions[i], mask[i])
+def encode(setup: Setup, count: int) -> list[policies.Prompt]:
+    return policies.encode(setup.policy, setup.images[:count], setup.question)
 
 
-def update(policy, groups: list, micro_batch: int, checkpointing: bool, args) -> None:
-    """One optimizer update on these groups. Without KL: the reference pass is timed apart."""
-    config = train.Config(n=args.n, max_new_tokens=args.tokens, beta=0.0, clip_low=0.2, clip_high=0.2,
+def sample(setup: Setup, count: int, tokens: int) -> list[rollout.Group]:
+    """The groups of the first `count` images, with completions of that many tokens."""
+    ids = [str(i) for i in range(count)]
+    return rollout.sample(setup.policy, setup.images[:count], ids, setup.question, setup.args.n,
+                          max_new_tokens=tokens, max_rows=setup.args.rows)
+
+
+@torch.no_grad()
+def score(setup: Setup, groups: list) -> None:
+    """The log-probs of the groups' completions, image by image."""
+    completions, mask, _ = rollout.stack(groups, setup.policy.pad_id)     # (B, N, T)
+    for i, group in enumerate(groups):
+        policies.completion_logprobs(setup.policy, [group.prompt], completions[i], mask[i])
+
+
+def score_reference(setup: Setup, groups: list) -> None:
+    with lora.adapters_off(setup.policy.model):
+        score(setup, groups)
+
+
+def update(setup: Setup, groups: list, micro_batch: int, checkpointing: bool, beta: float) -> None:
+    """One optimizer update on these groups. beta 0 leaves the reference out."""
+    args = setup.args
+    setup.optimizer.zero_grad(set_to_none=True)  # of an update that ran out of memory
+    config = train.Config(n=args.n, max_new_tokens=args.longest, beta=beta, clip_low=0.2, clip_high=0.2,
                           minibatch=len(groups), micro_batch=micro_batch, checkpointing=checkpointing)
-    parameters = [p for p in policy.model.parameters() if p.requires_grad]
     advantages = torch.randn(len(groups), args.n, generator=torch.Generator().manual_seed(0))
-    train.update(policy, torch.optim.AdamW(parameters, 3e-5), groups, advantages, config)
+    train.update(setup.policy, setup.optimizer, groups, advantages, config)
 
 
-def time_updates(policy, groups: list, device: str, flops: float, args) -> dict[tuple[bool, int], Row]:
-    """A row for each (checkpointing, micro-batch) that fits into memory; says which do not."""
-    rows = {}
-    for checkpointing in (False, True):
+def lengthened(group: rollout.Group, longest: int) -> rollout.Group:
+    """The group with completions of that many tokens: its own, over and over."""
+    times = -(-longest // group.completions.shape[1])
+    completions = group.completions.repeat(1, times)[:, :longest]         # (N, longest)
+    logprobs = group.logprobs.repeat(1, times)[:, :longest]
+    return replace(group, completions=completions, mask=torch.ones_like(completions, dtype=torch.bool),
+                   logprobs=logprobs)
+
+
+@dataclass
+class Rollout:
+    """A rollout with that many rows decoded at a time: seconds an image, peak GB."""
+    rows: int
+    seconds: float
+    gb: float | None
+
+
+@dataclass
+class Update:
+    """An update made in this way: seconds an image, and the peak GB with the longest completions (None on a
+    CPU, or where they did not fit)."""
+    flags: str
+    seconds: float
+    longest_gb: float | None
+
+
+def time_rollouts(setup: Setup, flops: float) -> tuple[list[Rollout], list[rollout.Group]]:
+    """With few rows at a time, and with many, vision and prefill in it; and the groups of the second."""
+    args = setup.args
+    rollouts = []
+    few_images = max(1, min(args.images, args.rows // args.n) // 4)
+    for count in (few_images, args.images):
+        seconds, gb, groups = timed(setup.device, sample, setup, count, args.tokens)
+        if setup.policy.rows is not None:
+            sys.exit(f"gpu.py: out of memory in the rollout: try again with --rows {setup.policy.rows}")
+        rows = min(count * args.n, args.rows)
+        rollouts.append(Rollout(rows, seconds / count, gb))
+        print_part(f"rollout, {rows:,} rows at a time", seconds * PAPER_IMAGES / count, flops, gb, setup.peak)
+    return rollouts, groups
+
+
+def time_updates(setup: Setup, groups: list, flops: float) -> list[Update]:
+    """Each way to make the update that fits into memory. flops: of a step's forward pass."""
+    updates = []
+    for checkpointing, micro_batch in itertools.product((False, True), MICRO_BATCHES):
+        if micro_batch > len(groups):
+            continue
+        flags = f"--micro-batch {micro_batch}"
+        if checkpointing:
+            flags += " --checkpointing"
+        name = f"update, `{flags}`"
+
+        # The reference is timed apart: without it. The first call warms up.
+        way = (micro_batch, checkpointing)
+        first = timed_if_it_fits(setup.device, update, setup, groups[:micro_batch], *way, 0.0)
+        usual = timed_if_it_fits(setup.device, update, setup, groups, *way, 0.0) if first else None
+        if usual is None:
+            print(f"| {name} | out of memory | | |", flush=True)
+            continue
+
+        # One long answer makes its whole micro-batch as long; and the reference is scored while all that
+        # backward needs is held.
+        long_groups = [lengthened(group, setup.args.longest) for group in groups[:micro_batch]]
+        longest = timed_if_it_fits(setup.device, update, setup, long_groups, *way, 0.01)
+
+        seconds, gb = usual
+        updates.append(Update(flags, seconds / len(groups), longest[1] if longest else None))
         # Backward costs as much as forward; with checkpointing the forward is made twice.
         passes = 3 if checkpointing else 2
-        for micro_batch in (1, 2, 4):
-            if micro_batch > len(groups):
-                continue
-            name = f"update, micro-batch {micro_batch}"
-            if checkpointing:
-                name += ", checkpointing"
-            try:
-                update(policy, groups[:micro_batch], micro_batch, checkpointing, args)  # warms up
-                seconds, gb, _ = timed(device, update, policy, groups, micro_batch, checkpointing, args)
-            except torch.cuda.OutOfMemoryError:
-                print(f"{name:<34}out of memory")
-                torch.cuda.empty_cache()
-                continue
-            rows[checkpointing, micro_batch] = Row(name, seconds / len(groups), passes * flops, gb)
-    return rows
+        print_part(name, seconds * PAPER_IMAGES / len(groups), passes * flops, gb, setup.peak)
+    return updates
+
+
+def pairs_a_second(setup: Setup) -> str:
+    """A line of the judge's speed by the length of its rows."""
+    judge = setup.judge
+    pairs = setup.pairs
+    found = []
+    for row_tokens in ROW_TOKENS:
+        judge.row_tokens = row_tokens
+        first = timed_if_it_fits(setup.device, judge.logprobs, pairs)  # warms up
+        second = timed_if_it_fits(setup.device, judge.logprobs, pairs) if first else None
+        if second is None:
+            found.append(f"{row_tokens:,}: out of memory")
+        else:
+            found.append(f"{row_tokens:,}: {len(pairs) / second[0]:,.0f}")
+    judge.row_tokens = None
+    return "The judge's pairs a second by row_tokens: " + " · ".join(found)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Flops and sizes
+
+
+def linear_parameters(decoder) -> int:
+    """Of a decoder's linear layers, adapters and no head."""
+    count = 0
+    for module in decoder.modules():
+        if isinstance(module, torch.nn.Linear):
+            count += module.weight.numel()
+        if isinstance(module, lora.LoRALinear):
+            count += module.lora_A.numel() + module.lora_B.numel()
+    return count
+
+
+def flops_an_image(policy, prompt: float, args) -> float:
+    """Flops of one shared pass over an image's prompt and answers. The head reads the answers alone."""
+    answers = args.n * args.tokens
+    linear = linear_parameters(policy.model.get_decoder())
+    head = policy.model.get_output_embeddings().weight.numel()
+    return 2 * (linear * (prompt + answers) + head * answers)
+
+
+def judge_flops(judge: PackedJudge, pairs: list) -> float:
+    """Flops of these pairs' own tokens behind the shared prompt. The head reads the last token of each."""
+    tokens = sum(len(own) for own in judge.own_tokens(pairs))
+    linear = linear_parameters(judge.model.get_decoder())
+    head = judge.model.get_output_embeddings().weight.numel()
+    return 2 * (linear * tokens + head * len(pairs))
+
+
+def weights_gb(model) -> float:
+    return sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
+
+
+def own_token_gb(policy) -> float:
+    """What the decoding cache keeps of one token of a row."""
+    config = policy.model.config.get_text_config()
+    head_dim = config.hidden_size // config.num_attention_heads
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+    return numbers * policy.model.dtype.itemsize / 1e9
 
 
 # ------------------------------------------------------------------------------------------------------------
 # What it comes to
 
 
-def print_row(row: Row, peak: float | None) -> None:
-    used = f"{row.flops / row.seconds / peak:.1%}" if row.flops and peak else "-"
-    gb = f"{row.gb:.1f}" if row.gb else "-"
-    print(f"{row.name:<34}{row.seconds:>9.3f}{used:>7}{gb:>9}{row.seconds * PAPER_IMAGES:>10.1f}")
+@dataclass
+class Measured:
+    """few, many: rollouts with few rows and with many. others_s: seconds a step of what is neither rollout
+    nor update; others_gb: its peak. kept_gb: what a whole step keeps beside what was measured; more_a_row_gb:
+    what a row needs, beside what was measured, for the longest completion. images: in a step."""
+    few: Rollout
+    many: Rollout
+    updates: list[Update]
+    others_s: float
+    others_gb: float
+    kept_gb: float
+    more_a_row_gb: float
+    images: int = PAPER_IMAGES
 
 
-def print_paper_run(rollout_s: float, reference_s: float, updates: dict) -> None:
-    """The paper's step and run by the fastest update, from seconds an image."""
-    for checkpointing in (False, True):
-        times = [row.seconds for (how, _), row in updates.items() if how == checkpointing]
-        if not times:
-            continue
-        # Half a reference pass more: the old log-probs of the second minibatch.
-        step = PAPER_IMAGES * (rollout_s + 1.5 * reference_s + min(times))
-        how = " with checkpointing" if checkpointing else ""
-        print(f"step{how}: {step:.0f} s; the paper's {PAPER_STEPS} steps: {step * PAPER_STEPS / 3600:.1f} h "
-              "(without the judge)")
+def line_through(x0: float, y0: float, x1: float, y1: float) -> tuple[float, float]:
+    """(y at x = 0, slope)."""
+    slope = (y1 - y0) / (x1 - x0)
+    return y0 - slope * x0, slope
 
 
-def print_what_fits(updates: dict) -> None:
-    """The micro-batch that fits each card, from what one image and two images took."""
-    for checkpointing in (False, True):
-        if (checkpointing, 1) not in updates or (checkpointing, 2) not in updates:
-            continue
-        one = updates[checkpointing, 1].gb
-        each = updates[checkpointing, 2].gb - one
-        base = one - each
-        fits = []
-        for card in CARDS:
-            micro_batch = max(0, int((0.95 * card - base) / each))
-            fits.append(f"{card} GB: {micro_batch}")
-        how = " with checkpointing" if checkpointing else ""
-        print(f"micro-batch that fits{how}, by {base:.1f} GB + {each:.1f} GB an image: " + ", ".join(fits))
+def rollout_seconds(measured: Measured, rows: int) -> float:
+    """Seconds an image with that many rows at a time: what an image costs by itself, and its share of what a
+    round costs, whatever it holds."""
+    few = measured.few
+    many = measured.many
+    an_image, a_round = line_through(1 / few.rows, few.seconds, 1 / many.rows, many.seconds)
+    return an_image + a_round / rows
+
+
+def rollout_gb(measured: Measured, rows: int) -> float:
+    few = measured.few
+    many = measured.many
+    fixed, a_row = line_through(few.rows, few.gb, many.rows, many.gb)
+    return fixed + measured.kept_gb + (a_row + measured.more_a_row_gb) * rows
+
+
+def step_seconds(measured: Measured, rows: int, how: Update) -> float:
+    return measured.images * (rollout_seconds(measured, rows) + how.seconds) + measured.others_s
+
+
+def hours(step_s: float) -> float:
+    return step_s * PAPER_STEPS / 3600
+
+
+def card_line(measured: Measured, card: int) -> str:
+    """A table's line: with which flags the run fits a card of that many GB, and how long it takes with them
+    on the card that was measured."""
+    usable = USABLE * card
+    others_gb = measured.others_gb + measured.kept_gb
+    update_gb = {}  # of those whose longest completions fit the measured card
+    for how in measured.updates:
+        if how.longest_gb is not None:
+            update_gb[how.flags] = how.longest_gb + measured.kept_gb
+
+    rows = [count for count in ROWS if rollout_gb(measured, count) <= usable]
+    updates = [how for how in measured.updates if update_gb.get(how.flags, math.inf) <= usable]
+    if not rows or not updates or others_gb > usable:
+        least = max(rollout_gb(measured, ROWS[0]), others_gb, min(update_gb.values(), default=math.inf))
+        needed = f"{least:.1f}" if least < math.inf else "more than was there"
+        return f"| {card} GB | does not fit | {needed} | | |"
+
+    # As many rows at a time as fit, and of the updates that fit the fastest.
+    most = max(rows)
+    fastest = min(updates, key=lambda how: how.seconds)
+    gb = max(rollout_gb(measured, most), others_gb, update_gb[fastest.flags])
+    step_s = step_seconds(measured, most, fastest)
+    return f"| {card} GB | `--rows {most} {fastest.flags}` | {gb:.1f} | {step_s:.0f} | {hours(step_s):.1f} |"
+
+
+def print_cards(measured: Measured, setup: Setup, card: str) -> None:
+    args = setup.args
+    judge_gb = weights_gb(setup.judge.model)
+    print(f"\nWhere the paper's run fits (`--n {args.n}`, completions of up to {args.longest} tokens), with "
+          f"the judge's {judge_gb:.1f} GB on the card, and how long it takes with these flags on the {card}; "
+          "a smaller card is slower.\n")
+    print("| card | flags of train.py | GB needed | seconds a step | hours |")
+    print("|---|---|---|---|---|")
+    for size in CARDS:
+        print(card_line(measured, size))
+
+
+def print_part(name: str, seconds: float, flops: float | None, gb: float | None, peak: float | None) -> None:
+    """A line of the step's table. seconds and flops: of a whole step."""
+    used = f"{flops / seconds / peak:.1%}" if flops and peak else ""
+    peak_gb = f"{gb:.1f}" if gb is not None else ""
+    print(f"| {name} | {seconds:.1f} | {used} | {peak_gb} |", flush=True)
+
+
+def print_heading(setup: Setup, card: str, lengths: list[int]) -> None:
+    args = setup.args
+    date = time.strftime("%Y-%m-%d")
+    policy_gb = weights_gb(setup.policy.model)
+    judge_gb = weights_gb(setup.judge.model)
+    print(f"**{card}**, torch {torch.__version__}, {date}. Qwen2.5-VL's {args.shape} shape, "
+          f"{policy_gb:.1f} GB with adapters; a judge of {judge_gb:.1f} GB. A step of {PAPER_IMAGES} images "
+          f"x {args.n} answers of {args.tokens} tokens, scaled from {args.images} images; prompts of "
+          f"{min(lengths)} to {max(lengths)} tokens, {len(set(lengths))} different lengths.\n")
+    print("| part | seconds a step | MFU | peak GB |")
+    print("|---|---|---|---|", flush=True)
 
 
 def card_and_peak(device: str, given: float | None) -> tuple[str, float | None]:
@@ -216,67 +498,100 @@ def card_and_peak(device: str, given: float | None) -> tuple[str, float | None]:
     return card, None
 
 
-def main() -> None:
+# ------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def measure(device: str, args) -> None:
+    """Times every part, and prints each as soon as it is known: what comes later may run out of memory."""
+    start = time.perf_counter()
+    card, peak = card_and_peak(device, args.peak)
+    setup = set_up(device, peak, args)
+    scale = PAPER_IMAGES / args.images
+
+    # Warm up. From here on the optimizer has its state, as in every step but the first.
+    update(setup, sample(setup, 2, tokens=2), 1, False, 0.0)
+
+    # The vision tower, images prepared for it on the CPU. What it makes tells the prompts' lengths.
+    vision_s, vision_gb, prompts = timed(device, encode, setup, args.images)
+    lengths = [len(prompt) for prompt in prompts]
+    prompt_gb = sum(prompt.embeds.nbytes for prompt in prompts) / len(prompts) / 1e9
+    del prompts
+    print_heading(setup, card, lengths)
+    flops = PAPER_IMAGES * flops_an_image(setup.policy, sum(lengths) / len(lengths), args)
+
+    rollouts, groups = time_rollouts(setup, flops)
+    few, many = rollouts
+    print_part("of it vision", vision_s * scale, None, vision_gb, peak)
+
+    # The judge. Its shared prompt is encoded by the first call, as by a run's first step.
+    setup.judge.logprobs(setup.pairs)
+    judge_s, judge_gb, _ = timed(device, setup.judge.logprobs, setup.pairs)
+    print_part(f"judge, {len(setup.pairs):,} pairs", judge_s, judge_flops(setup.judge, setup.pairs), judge_gb,
+               peak)
+
+    # The log-probs of the reference, and the old ones of the second minibatch: half of the images.
+    reference_s, reference_gb, _ = timed(device, score_reference, setup, groups)
+    print_part("reference", reference_s * scale, flops, reference_gb, peak)
+    old_s, old_gb, _ = timed(device, score, setup, groups)
+    print_part("old log-probs", old_s * scale / 2, flops / 2, old_gb, peak)
+
+    updates = time_updates(setup, groups[:UPDATED], flops)
+    if not updates:
+        sys.exit("gpu.py: no update fits into memory: lower --n or --tokens, or try --shape 3b")
+
+    # The step and the paper's run, with the fastest update.
+    others_s = judge_s + (reference_s + old_s / 2) * scale
+    others_gb = max(vision_gb, judge_gb, reference_gb, old_gb) if device == "cuda" else 0.0
+    measured = Measured(few, many, updates, others_s, others_gb,
+                        kept_gb=(PAPER_IMAGES - args.images) * prompt_gb,
+                        more_a_row_gb=(args.longest - args.tokens) * own_token_gb(setup.policy))
+    fastest = min(updates, key=lambda how: how.seconds)
+    step_s = step_seconds(measured, many.rows, fastest)
+    print_part(f"**step**, `--rows {many.rows} {fastest.flags}`", step_s, None, None, peak)
+    print(f"\nThe paper's run, {PAPER_STEPS} such steps: {hours(step_s):.1f} hours, validation and test "
+          f"aside. Of it {judge_s / step_s:.1%} is the judge's.")
+
+    # What a CPU's process holds says nothing about a card.
+    if device == "cuda":
+        print_cards(measured, setup, card)
+    print(f"\n{pairs_a_second(setup)}")
+    print(f"\nMeasured in {(time.perf_counter() - start) / 60:.1f} minutes.")
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--shape", default="7b", choices=("7b", "3b", "tiny"))
-    p.add_argument("--images", type=int, default=64, help="images measured")
-    p.add_argument("--n", type=int, default=PAPER_N)
+    p.add_argument("--shape", default="7b", choices=("7b", "3b", "tiny"), help="the policy's shape")
+    p.add_argument("--images", type=int, help="images measured (default: as many as --rows holds)")
+    p.add_argument("--n", type=int, default=PAPER_N, help="answers an image")
     p.add_argument("--tokens", type=int, default=150, help="completion length")
-    p.add_argument("--text", type=int, default=400, help="prompt length, image included")
-    p.add_argument("--rows", type=int, default=640, help="answers decoded at a time")
+    p.add_argument("--longest", type=int, default=train.Config.max_new_tokens,
+                   help="the longest completion that memory must hold, train.py's --max-new-tokens")
+    p.add_argument("--text", type=int, default=400, help="prompt length of a 500 x 375 picture, with image")
+    p.add_argument("--rows", type=int, default=train.Config.rows, help="answers decoded at a time")
     p.add_argument("--peak", type=float, help="the card's dense bf16 flops a second (default: by its name)")
-    args = p.parse_args()
+    args = p.parse_args(argv)
+
+    if args.n < 1 or args.tokens < 2 or args.longest < args.tokens:
+        sys.exit("gpu.py: at least 1 answer and 2 tokens, and --longest no less than --tokens")
+    if args.rows < 2 * args.n:
+        sys.exit("gpu.py: --rows must hold two images' answers, twice --n")
+    if args.images is None:
+        args.images = min(PAPER_IMAGES, args.rows // args.n)
+    if args.images < 2:
+        sys.exit("gpu.py: --images must be at least 2")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu" and args.shape != "tiny":
         sys.exit("gpu.py: there is no GPU here; --shape tiny tries the path on a CPU")
-    card, peak = card_and_peak(device, args.peak)
-    print(f"{card}, torch {torch.__version__}, {args.shape}: {args.images} images x {args.n} answers of "
-          f"{args.tokens} tokens, {time.strftime('%Y-%m-%d')}")
-    measure(device, peak, args)
-
-
-def measure(device: str, peak: float | None, args) -> None:
-    """Times every part on args.images images, and prints the table."""
-    torch.set_float32_matmul_precision("highest")
-    dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    policy = build(args.shape, device, dtype)
-    lora.add_lora(policy.model, 64, 32)
-    side = 56 if args.shape == "tiny" else 448
-    question = question_of(policy, args.text, side)
-    images = tiny.pictures(*[(side, side)] * args.images)
-    ids = [str(i) for i in range(args.images)]
-
-    def sample(count: int) -> list[rollout.Group]:
-        return rollout.sample(policy, images[:count], ids[:count], question, args.n,
-                              max_new_tokens=args.tokens, max_rows=args.rows)
-
-    # Rollout, vision in it, reference: the first rollout warms up.
     try:
-        sample(1)
-        rollout_s, rollout_gb, groups = timed(device, sample, args.images)
+        measure(device, args)
     except torch.cuda.OutOfMemoryError:
-        sys.exit("gpu.py: out of memory in the rollout: lower --rows, --images, --n or --tokens")
-    vision_s, _, _ = timed(device, policies.encode, policy, images, question)
-    reference_s, reference_gb, _ = timed(device, score_reference, policy, groups)
-    rollout_s /= args.images
-    vision_s /= args.images
-    reference_s /= args.images
-
-    prompt = len(groups[0].prompt)
-    flops, linear = flops_an_image(policy, prompt, args)
-    of_peak = f"{peak / 1e12:.0f} TF/s" if peak else "an unknown peak"
-    print(f"\nprompts of {prompt} tokens, {linear / 1e9:.2f} G linear parameters; utilisation of {of_peak}")
-    print(f"{'':<34}{'s/image':>9}{'MFU':>7}{'peak GB':>9}   s/step of {PAPER_IMAGES} x {args.n}")
-    updates = time_updates(policy, groups[:16], device, flops, args)
-    print_row(Row("rollout (with vision and prefill)", rollout_s, flops, rollout_gb), peak)
-    print_row(Row("  of it vision", vision_s), peak)
-    print_row(Row("reference", reference_s, flops, reference_gb), peak)
-    for row in updates.values():
-        print_row(row, peak)
-
-    print_paper_run(rollout_s, reference_s, updates)
-    if device == "cuda":
-        print_what_fits(updates)
+        sys.exit("gpu.py: out of memory: lower --rows, --n or --tokens, or try --shape 3b")
 
 
 if __name__ == "__main__":

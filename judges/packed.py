@@ -9,6 +9,7 @@ lets each pair see the shared prompt and itself only. The scores are LLMJudge's,
 """
 
 import copy
+import math
 import os
 from collections.abc import Sequence
 
@@ -19,12 +20,26 @@ from transformers.cache_utils import DynamicLayer
 
 from judge import LLMJudge, Pair
 
+CPU_ROW = 1024          # tokens
+GPU_ROW = 8192          # nobody has measured it yet: benchmarks/gpu.py prints what is fastest
+MASK_BYTES = 256 << 20  # a bound on the mask of a row
+
 
 def can_pack(model) -> bool:
     """Whether pairs can stand side by side in a row: not where attention slides, which would lose the shared
     prompt, and not where a state runs through the row, from one pair into the next."""
     layers = DynamicCache(config=model.config).layers
     return all(type(layer) is DynamicLayer for layer in layers)
+
+
+def tokens_a_row(device: torch.device, past: int, itemsize: int) -> int:
+    """How many tokens a row should have: enough to keep the device busy. Its mask, Q x (past + Q) numbers of
+    itemsize bytes, takes at most MASK_BYTES. past: length of the shared prompt."""
+    wanted = CPU_ROW if device.type == "cpu" else GPU_ROW
+    # The largest whole Q for which Q * (past + Q) is no more than these numbers.
+    numbers = MASK_BYTES // itemsize
+    largest = (math.isqrt(past * past + 4 * numbers) - past) // 2
+    return min(wanted, largest)
 
 
 def row_mask(lengths: Tensor, past: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -47,12 +62,14 @@ def row_mask(lengths: Tensor, past: int, dtype: torch.dtype) -> tuple[Tensor, Te
 
 
 class PackedJudge(LLMJudge):
-    """LLMJudge with pairs side by side, in rows of about row_tokens. A model that can't be packed is asked
-    about one pair at a time, as by LLMJudge itself.
+    """LLMJudge with pairs side by side, in rows of at most row_tokens (None: as many as tokens_a_row says; a
+    pair that is longer has a row of its own). A model that can't be packed is asked about one pair at a time,
+    as by LLMJudge itself.
 
     prefix: the tokens of the prompt that all pairs share, encoded at the first call and kept."""
 
-    def __init__(self, model, tokenizer, prompt: str | None = None, name: str = "", row_tokens: int = 1024):
+    def __init__(self, model, tokenizer, prompt: str | None = None, name: str = "",
+                 row_tokens: int | None = None):
         super().__init__(model, tokenizer, prompt, name)
         self.row_tokens = row_tokens
         self.packs = can_pack(model)
@@ -64,8 +81,11 @@ class PackedJudge(LLMJudge):
         if not self.packs:
             return super().logprobs(pairs)
         suffixes = self.own_tokens(pairs)
+        row_tokens = self.row_tokens
+        if row_tokens is None:
+            row_tokens = tokens_a_row(self.model.device, len(self.prefix), self.model.dtype.itemsize)
         longest = max(map(len, suffixes))
-        pairs_per_row = max(1, self.row_tokens // longest)
+        pairs_per_row = max(1, row_tokens // longest)
         scores = []
         for start in range(0, len(suffixes), pairs_per_row):
             row = suffixes[start:start + pairs_per_row]

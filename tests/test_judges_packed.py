@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from judge import LLMJudge, open_judge
-from judges.packed import PackedJudge, can_pack, row_mask
+from judges.packed import PackedJudge, can_pack, row_mask, tokens_a_row
 from reward import Category
 from words import PAIRS, chat_model, chat_tokenizer, close, naive
 
@@ -25,12 +25,54 @@ def test_a_rows_mask_against_a_hand_written_one():
     assert place.tolist() == [0, 1, 0]
 
 
+def test_how_long_a_row_is():
+    """By the device, and never with a mask of more than 256 MB, here 2^28 bytes."""
+    cpu = torch.device("cpu")
+    gpu = torch.device("cuda")
+    assert tokens_a_row(cpu, past=500, itemsize=4) == 1024
+    assert tokens_a_row(gpu, past=500, itemsize=2) == 8192
+    # float32, 2^26 numbers: 8192 x 8192, and 2048 x (30720 + 2048).
+    assert tokens_a_row(gpu, past=0, itemsize=4) == 8192
+    assert tokens_a_row(gpu, past=1, itemsize=4) == 8191
+    assert tokens_a_row(gpu, past=30720, itemsize=4) == 2048
+    assert tokens_a_row(gpu, past=30721, itemsize=4) == 2047
+    # bfloat16, 2^27 numbers: 4096 x (28672 + 4096).
+    assert tokens_a_row(gpu, past=28672, itemsize=2) == 4096
+    assert tokens_a_row(gpu, past=28673, itemsize=2) == 4095
+    # The CPU's too: 512 x (130560 + 512) numbers of 4 bytes.
+    assert tokens_a_row(cpu, past=130560, itemsize=4) == 512
+
+
+def test_a_row_is_as_long_as_tokens_a_row_says_unless_told_otherwise(tok, monkeypatch):
+    model = chat_model("llama", tok)
+    asked = []
+
+    def about_a_hundred(*args):
+        asked.append(args)
+        return 100
+
+    monkeypatch.setattr("judges.packed.tokens_a_row", about_a_hundred)
+    judge = PackedJudge(model, tok)
+    told = PackedJudge(model, tok, row_tokens=1024)
+    close(judge.logprobs(PAIRS), told.logprobs(PAIRS))
+    assert asked == [(torch.device("cpu"), len(judge.prefix), 4)]  # told did not ask
+
+    widths = []
+    model.register_forward_pre_hook(
+        lambda model, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
+    judge.logprobs(PAIRS)
+    assert len(widths) > 1 and max(widths) <= 100
+    widths.clear()
+    told.logprobs(PAIRS)
+    assert len(widths) == 1 and widths[0] > 100
+
+
 def test_logprobs_equal_the_plain_judges_in_any_packing_order_and_company(model, tok):
     judge = PackedJudge(model, tok)
     want = LLMJudge(model, tok).logprobs(PAIRS)
     close(want, naive(judge, PAIRS))
     assert (want.std(0) > .05).any()  # the pairs differ, so a mix-up would show
-    for row_tokens in (1, 60, 150, 1024):
+    for row_tokens in (1, 60, 150, 1024, None):
         judge.row_tokens = row_tokens
         close(judge.logprobs(PAIRS), want)
     order = [3, 0, 6, 5, 2, 4, 1]
@@ -54,16 +96,6 @@ def test_the_prefix_is_encoded_once_and_left_unchanged(tok, kind):
     assert judge.prefix == prefix and len(prefix) > 300
     assert len(widths) == 1 and widths[0] < len(prefix)  # one packed row, no new prefix
     assert all(torch.equal(keys, layer.keys) for keys, layer in zip(before, judge.cache.layers, strict=True))
-
-
-def test_rows_are_about_as_long_as_asked(tok):
-    judge = PackedJudge(chat_model("llama", tok), tok, row_tokens=100)
-    judge.logprobs(PAIRS)
-    widths = []
-    judge.model.register_forward_pre_hook(
-        lambda model, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
-    judge.logprobs(PAIRS)
-    assert len(widths) > 1 and max(widths) <= 100
 
 
 def test_the_prefix_follows_a_prompt_that_changes_and_needs_no_second_pair(tok):
