@@ -219,7 +219,8 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     be off by up to 1 in 256."""
     if a.dtype == torch.float32:
         return a @ b
-    if a.device.type != "cuda":
+    # The product with a float32 result is an Ampere card's or newer.
+    if a.device.type != "cuda" or torch.cuda.get_device_capability(a.device) < (8, 0):
         return a.float() @ b.float()
     out = torch.bmm(a.flatten(0, 1), b.flatten(0, 1), out_dtype=torch.float32)
     return out.unflatten(0, a.shape[:2])
