@@ -1,15 +1,18 @@
 """Seconds and memory of a training step: the plain path, ours, and TRL's GRPOTrainer where it is installed.
 
     python benchmarks/step.py                    about ten minutes on one CPU thread
+    python benchmarks/step.py --only step --sizes cub
     python benchmarks/step.py --only growth      how the update grows with N
 
-One tiny Qwen2.5-VL (hidden 256, 8 layers, random weights, float32), 2 prompts of one length, N = 8, LoRA 64,
-completions of a fixed length; CPU seconds of one thread, the median step of 5 after one to warm up. Each
-system runs in a process of its own, one after the other; memory is how far the peak of that process rises
-above what it held before its first step. "plain": every completion behind its own copy of the prompt, in
-rollout, reference and update; the rest of the code is the same. TRL (`pip install trl peft`; no requirement
-of this project) samples, scores and updates the same model on the same images, its rewards a constant-time
-function.
+One tiny Qwen2.5-VL (hidden 256, 8 layers, random weights, float32), 2 images, N = 8, LoRA 64, completions of
+a fixed length; CPU seconds of one thread, the median step of 5 after one to warm up. Each system runs in a
+process of its own, one after the other; memory is how far the peak of that process rises above what it held
+before its first step. "plain": every completion behind its own copy of the prompt, in rollout, reference and
+update; the rest of the code is the same. TRL (`pip install trl peft`; no requirement of this project)
+samples, scores and updates the same model on the same images, its rewards a constant-time function.
+
+Sizes: "equal", all prompts of one length; "cub", 4 images of different sizes, as CUB's are (`cub_sizes`). The
+rollout alone is measured by benchmarks/rollout.py.
 """
 
 import argparse
@@ -37,12 +40,11 @@ import tiny
 import train
 from judge import judge_groups
 from judges.taxonomy import TaxonomyJudge
-from support import shared_prompt_cache
-from support.checkpoints import render_question
+from support.checkpoints import limit_pixels, render_question
 
 QUESTION = "what is it? be brief."
 SIDE = 504  # pixels
-IMAGES = 2
+IMAGES = {"equal": 2, "cub": 4}  # by their sizes
 N = 8
 STEPS = 6  # the first warms up
 
@@ -79,13 +81,41 @@ def build() -> policies.Policy:
     tiny.spread_weights(model)
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
-    policy = policies.from_parts(model.eval(), tiny.processor())
+    processor = tiny.processor()
+    limit_pixels(processor.image_processor, train.Config().max_pixels)
+    policy = policies.from_parts(model.eval(), processor)
     policy.banned[policy.eos_ids] = True
     return policy
 
 
-def pictures(count: int) -> list:
-    return tiny.pictures(*[(SIDE, SIDE)] * count)
+def pictures(sizes: str, count: int) -> list:
+    """That many images: "equal", all of one size, or "cub"."""
+    if sizes == "equal":
+        return tiny.pictures(*[(SIDE, SIDE)] * count)
+    return tiny.pictures(*cub_sizes(count))
+
+
+def cub_sizes(count: int) -> list[tuple[int, int]]:
+    """(width, height) of `count` images, drawn to be like those of CUB-200-2011, which is not read here: in
+    nine of ten the longer side is 500, the other one is mostly 333 to 400, four of five are wider than
+    high."""
+    rng = np.random.default_rng(0)
+    sizes = []
+    for _ in range(count):
+        longer = 500 if rng.random() < 0.9 else int(rng.integers(200, 500))
+        kind = rng.random()
+        if kind < 0.40:
+            ratio = 375 / 500
+        elif kind < 0.65:
+            ratio = 333 / 500
+        elif kind < 0.90:
+            ratio = rng.uniform(333 / 500, 400 / 500)
+        else:
+            ratio = rng.uniform(0.4, 1.0)
+        shorter = round(longer * ratio)
+        is_wide = rng.random() < 0.8
+        sizes.append((longer, shorter) if is_wide else (shorter, longer))
+    return sizes
 
 
 def resident_mb(key: str) -> float:
@@ -128,24 +158,33 @@ class Clock:
 # Plain and ours
 
 
-def plain_rollout(policy, images, ids, question, n, seed, stream, max_new_tokens):
-    """transformers' generate on the processor's output, image and prompt repeated N times; the random numbers
-    and so the answers are rollout.sample's."""
-    names = []
-    repeated_images = []
-    for name, image in zip(ids, images):
-        names += [(seed, stream, name, k) for k in range(n)]
-        repeated_images += [image] * n
-    text = render_question(policy.processor, question)
-    inputs = policy.processor(text=[text] * len(names), images=repeated_images, return_tensors="pt",
-                              padding=True)
+def plain_generate(policy: policies.Policy, images: list, names: list[tuple], n: int, max_new_tokens: int,
+                   num_return_sequences: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """transformers' generate on the processor's output: completions and log-probs, (R, T) each. It repeats
+    image and prompt N times itself (num_return_sequences = N), or they are handed over repeated (1). names:
+    of the R rows, from which rollout.sample too draws its random numbers."""
+    repeats = n // num_return_sequences
+    repeated = []
+    for image in images:
+        repeated += [image] * repeats
+    text = render_question(policy.processor, QUESTION)
+    policy.tokenizer.padding_side = "left"
+    inputs = policy.processor(text=[text] * len(repeated), images=repeated, return_tensors="pt", padding=True)
 
+    # Sampling, since greedy decoding refuses several sequences; the sampler leaves nothing to chance.
     uniforms = rollout.draw_uniforms(names, max_new_tokens)
     sampler = rollout.Sampler(uniforms, TEMPERATURE, policy.banned)
-    made = policy.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens,
+    made = policy.model.generate(**inputs, do_sample=True, top_k=0, top_p=1.0, temperature=1.0,
+                                 num_return_sequences=num_return_sequences, max_new_tokens=max_new_tokens,
                                  logits_processor=LogitsProcessorList([sampler]))
     completions = made[:, inputs["input_ids"].shape[1]:]                  # (R, T)
-    logprobs = torch.stack(sampler.logprobs, dim=1)                       # (R, T)
+    return completions, torch.stack(sampler.logprobs, dim=1)
+
+
+def plain_rollout(policy, images, ids, question, n, seed, stream, max_new_tokens):
+    """rollout.sample by transformers' generate, image and prompt repeated N times."""
+    names = [(seed, stream, name, k) for name in ids for k in range(n)]
+    completions, logprobs = plain_generate(policy, images, names, n, max_new_tokens)
     mask = torch.ones_like(completions, dtype=torch.bool)
 
     groups = []
@@ -157,26 +196,26 @@ def plain_rollout(policy, images, ids, question, n, seed, stream, max_new_tokens
     return groups
 
 
-def ours(tokens: int, n: int = N, micro_batch: int = IMAGES) -> dict:
-    """Our own step."""
-    return run_steps(tokens, rollout.sample, shared=True, n=n, micro_batch=micro_batch)
+def ours(sizes: str, tokens: int, n: int = N, micro_batch: int | None = None) -> dict:
+    """Our own step. micro_batch: images, by default all."""
+    return run_steps(sizes, tokens, rollout.sample, True, n, micro_batch or IMAGES[sizes])
 
 
-def plain(tokens: int) -> dict:
+def plain(sizes: str, tokens: int) -> dict:
     """The same with every completion behind its own copy of the prompt."""
-    return run_steps(tokens, plain_rollout, shared=False, n=N, micro_batch=IMAGES)
+    return run_steps(sizes, tokens, plain_rollout, False, N, IMAGES[sizes])
 
 
-def run_steps(tokens: int, sample, shared: bool, n: int, micro_batch: int) -> dict:
-    """Seconds of each part, memory, prompt length, and the first step's completions."""
+def run_steps(sizes: str, tokens: int, sample, shared: bool, n: int, micro_batch: int) -> dict:
+    """Seconds of each part, memory, prompt lengths, and the first step's completions."""
     policy = build()
-    images = pictures(IMAGES)
-    ids = [str(i) for i in range(IMAGES)]
+    images = pictures(sizes, IMAGES[sizes])
+    ids = [str(i) for i in range(len(images))]
     lora.add_lora(policy.model, RANK, ALPHA)
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, LR)
-    config = train.Config(n=n, minibatch=IMAGES, micro_batch=micro_batch, max_new_tokens=tokens, beta=0.01,
-                          clip_low=0.2, clip_high=0.2)
+    config = train.Config(n=n, minibatch=len(images), micro_batch=micro_batch, max_new_tokens=tokens,
+                          beta=0.01, clip_low=0.2, clip_high=0.2)
     judge = TaxonomyJudge({"red finch": "finch", "finch": "bird", "bird": None})
     clock = Clock()
     score_reference_apart(clock, shared)
@@ -193,7 +232,7 @@ def run_steps(tokens: int, sample, shared: bool, n: int, micro_batch: int) -> di
             # Random weights say nothing that a judge could read: it gets answers made up for it.
             answers = [made_up_answers(rng, n) for _ in ids]
             with clock.part("judge"):
-                categories = judge_groups(judge, ["red finch"] * IMAGES, answers)
+                categories = judge_groups(judge, ["red finch"] * len(images), answers)
             rewards = [train.group_rewards(group, config) for group in categories]
             advantages = train.group_advantages(torch.tensor(rewards))    # (B, N)
 
@@ -202,7 +241,8 @@ def run_steps(tokens: int, sample, shared: bool, n: int, micro_batch: int) -> di
         clock.steps[-1]["update"] -= clock.steps[-1]["reference"]
         if first is None:
             first = [group.completions.tolist() for group in groups]
-    return clock.report() | {"prompt": len(groups[0].prompt), "first": first}
+    lengths = [len(group.prompt) for group in groups]
+    return clock.report() | {"prompts": lengths, "first": first}
 
 
 def made_up_answers(rng: np.random.Generator, n: int) -> list[str]:
@@ -228,7 +268,7 @@ def score_reference_apart(clock: Clock, shared: bool) -> None:
 # TRL
 
 
-def trl(tokens: int) -> dict:
+def trl(sizes: str, tokens: int) -> dict:
     """TRL's GRPOTrainer on the same model, images, N, LoRA and length."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -239,9 +279,11 @@ def trl(tokens: int) -> dict:
     banned = policy.banned.nonzero().flatten().tolist()
     policy.model.generation_config.suppress_tokens = banned
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-    rows = [{"prompt": [{"role": "user", "content": content}], "image": image} for image in pictures(IMAGES)]
+    rows = []
+    for image in pictures(sizes, IMAGES[sizes]):
+        rows.append({"prompt": [{"role": "user", "content": content}], "image": image})
     options = GRPOConfig(
-        output_dir="/tmp/trl", per_device_train_batch_size=IMAGES * N, num_generations=N, beta=0.01,
+        output_dir="/tmp/trl", per_device_train_batch_size=len(rows) * N, num_generations=N, beta=0.01,
         max_completion_length=tokens, max_steps=STEPS, learning_rate=LR, report_to="none", use_cpu=True,
         save_strategy="no", logging_strategy="no", gradient_checkpointing=False, bf16=False,
         max_grad_norm=1.0, temperature=TEMPERATURE, disable_tqdm=True,
@@ -283,94 +325,16 @@ def trl(tokens: int) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Dropping ended rows
-
-
-def dropping(count: int) -> dict:
-    """Rollouts of `count` images alone, their lengths spread evenly over 50 .. 150: ended rows dropped; run
-    to the end ("kept"); and run to the end on transformers' own cache, as `generate` does by itself
-    ("plain"). Answers are the same but where a random number lies within rounding of the edge between two
-    neighbouring tokens (another number of rows is multiplied in another order): "differ" counts those rows,
-    any other difference fails."""
-    policy = build()
-    images = pictures(count)
-    ids = [str(i) for i in range(count)]
-    end_at_spread_lengths(policy.eos_ids[0])
-
-    share = shared_prompt_cache.DROP
-    seconds = {"dropped": [], "kept": [], "plain": []}
-    expected = None
-    differ = 0
-    for name in list(seconds) * 4:
-        shared_prompt_cache.DROP = share if name == "dropped" else 2.0
-        policy.shared = name != "plain"
-        start = time.process_time()
-        groups = rollout.sample(policy, images, ids, QUESTION, N, max_new_tokens=150)
-        seconds[name].append(time.process_time() - start)
-
-        rows = []  # what each row said, its padding cut off
-        for group in groups:
-            rows += [row[mask].tolist() for row, mask in zip(group.completions, group.mask)]
-        lengths = [len(row) for row in rows]
-        assert min(lengths) == 50 and max(lengths) == 150
-        if expected is None:
-            expected = rows
-        differ = max(differ, rows_that_differ(rows, expected, policy.banned))
-
-    found = {name: median(times[1:]) for name, times in seconds.items()}  # the first warms up
-    return found | {"differ": differ}
-
-
-def end_at_spread_lengths(eos: int) -> None:
-    """From here on a rollout's rows say EOS at lengths spread evenly over 50 .. 150, in a fixed order."""
-    decode = rollout.decode
-
-    class Ending(rollout.Sampler):
-        """Says EOS where the uniform number is 2."""
-
-        def __call__(self, input_ids, scores):
-            ends = self.uniforms[:, len(self.logprobs)] > 1
-            out = super().__call__(input_ids, scores)
-            out[ends] = -torch.inf
-            out[ends, eos] = 0.0
-            return out
-
-    def spread(policy, prompts, uniforms, *args):
-        lengths = np.linspace(50, 150, len(prompts)).astype(int)
-        for row, length in enumerate(np.random.default_rng(0).permutation(lengths)):
-            uniforms[row, length - 1:] = 2.0
-        return decode(policy, prompts, uniforms, *args)
-
-    rollout.Sampler = Ending
-    rollout.decode = spread
-
-
-def rows_that_differ(rows: list, expected: list, banned: torch.Tensor) -> int:
-    """How many rows differ. Each must part at two tokens that are neighbours among those that can be sampled,
-    and 2 % of the rows may."""
-    place = (~banned).cumsum(0).tolist()  # of each token among those that can be sampled
-    count = 0
-    for row, other in zip(rows, expected, strict=True):
-        pairs = [(a, b) for a, b in zip(row, other) if a != b]
-        if pairs:
-            a, b = pairs[0]
-            assert abs(place[a] - place[b]) == 1, "answers depend on dropping rows"
-            count += 1
-    assert count <= 0.02 * len(rows), "answers depend on dropping rows"
-    return count
-
-
-# ------------------------------------------------------------------------------------------------------------
 # Growth with N
 
 
-def growth(tokens: int) -> dict:
+def growth(sizes: str, tokens: int) -> dict:
     """CPU seconds of reference and update together by N, at this completion length."""
     seconds = {}
     for n in (2, 4, 8, 16, 32):
-        seen = ours(tokens, n=n, micro_batch=1)  # as train.py's default
+        seen = ours(sizes, tokens, n=n, micro_batch=1)  # as train.py's default
         seconds[n] = seen["reference"] + seen["update"]
-        prompt = seen["prompt"]
+        prompt = sum(seen["prompts"]) / len(seen["prompts"])
     return {"seconds": seconds, "prompt": prompt}
 
 
@@ -378,30 +342,31 @@ def growth(tokens: int) -> dict:
 # The command
 
 
-CHILDREN = {"plain": plain, "ours": ours, "trl": trl, "dropping": dropping, "growth": growth}
+CHILDREN = {"plain": plain, "ours": ours, "trl": trl, "growth": growth}
 
 
-def child(what: str, size: int) -> dict:
-    """What one of CHILDREN returns for this many tokens (dropping: images), from a process of its own."""
-    made = subprocess.run([sys.executable, __file__, "--child", what, str(size)], capture_output=True,
-                          text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+def child(script: str, *arguments) -> dict:
+    """What that script's `--child` prints for these arguments, from a process of its own on one thread."""
+    command = [sys.executable, script, "--child", *map(str, arguments)]
+    made = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     if made.returncode:
-        sys.exit(f"{what} {size} failed:\n{made.stderr[-2000:]}")
+        sys.exit(f"{' '.join(command[2:])} failed:\n{made.stderr[-2000:]}")
     return json.loads(made.stdout.splitlines()[-1])
 
 
-def print_step(systems: tuple, tokens: int) -> None:
+def print_step(systems: tuple, sizes: str, tokens: int) -> None:
     """A row for each system, then each one's ratio to ours."""
-    seen = {what: child(what, tokens) for what in systems}
+    seen = {what: child(__file__, what, sizes, tokens) for what in systems}
     same = seen["plain"]["first"] == seen["ours"]["first"]
-    print(f"\n{tokens} tokens, prompts of {seen['ours']['prompt']}; plain and ours sample the same "
+    lengths = ", ".join(map(str, seen["ours"]["prompts"]))
+    print(f"\n{tokens} tokens, sizes {sizes}, prompts of {lengths}; plain and ours sample the same "
           f"answers in the first step: {same}")
     print(" " * 8 + "".join(f"{heading:>11}" for heading in (*PARTS, "tokens/s", "memory")))
     for what, figures in seen.items():
         line = f"{what:<8}"
         for part in PARTS:
             line += f"{figures[part]:>11.2f}" if part in figures else f"{'-':>11}"
-        rate = IMAGES * N * tokens / figures["step"]
+        rate = IMAGES[sizes] * N * tokens / figures["step"]
         print(line + f"{rate:>11.0f}{figures['memory']:>11.0f}")
     for what in systems:
         if what == "ours":
@@ -410,38 +375,31 @@ def print_step(systems: tuple, tokens: int) -> None:
         for name in ("rollout", "reference", "update", "step", "memory"):
             if name in seen[what]:
                 ratios.append(f"{name} {seen[what][name] / seen['ours'][name]:.2f}x")
-        print(f"{what} / ours: " + ", ".join(ratios))
-
-
-def print_dropping(count: int) -> None:
-    seen = child("dropping", count)
-    print(f"\nrollout of {count} x {N}, lengths over 50..150, {seen['differ']} answers differ: "
-          f"{seen['dropped']:.2f} s; with ended rows kept {seen['kept']:.2f} s, "
-          f"{seen['kept'] / seen['dropped']:.2f}x; and on transformers' own cache "
-          f"{seen['plain']:.2f} s, {seen['plain'] / seen['dropped']:.2f}x")
+        print(f"{what} / ours: " + ", ".join(ratios), flush=True)
 
 
 def print_growth(tokens: int) -> None:
-    seen = child("growth", tokens)
+    seen = child(__file__, "growth", "equal", tokens)
     seconds = seen["seconds"]
     by_n = ", ".join(f"{n}: {value:.2f} s" for n, value in seconds.items())
     ratio = (seen["prompt"] + 32 * tokens) / (seen["prompt"] + 4 * tokens)
     print(f"\nreference and update by N at {tokens} tokens: {by_n}; from 4 to 32 "
-          f"{seconds['32'] / seconds['4']:.2f}x, the tokens {ratio:.2f}x")
+          f"{seconds['32'] / seconds['4']:.2f}x, the tokens {ratio:.2f}x", flush=True)
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--only", choices=("step", "dropping", "growth"))
-    p.add_argument("--child", nargs=2, metavar=("WHAT", "SIZE"), help=argparse.SUPPRESS)
+    p.add_argument("--only", choices=("step", "growth"))
+    p.add_argument("--sizes", choices=tuple(IMAGES), help="of the images in `step` (default: both)")
+    p.add_argument("--child", nargs=3, metavar=("WHAT", "SIZES", "TOKENS"), help=argparse.SUPPRESS)
     args = p.parse_args()
 
     # In a child's process: one measurement, one line of JSON.
     if args.child:
-        what, size = args.child
+        what, sizes, tokens = args.child
         torch.set_num_threads(1)
         torch.set_num_interop_threads(1)
-        print(json.dumps(CHILDREN[what](int(size))))
+        print(json.dumps(CHILDREN[what](sizes, int(tokens))))
         return
 
     systems = ("plain", "trl", "ours")
@@ -453,12 +411,12 @@ def main() -> None:
         systems = ("plain", "ours")
 
     if args.only in (None, "step"):
-        print(f"CPU seconds a step, {IMAGES} prompts, N = {N} (tokens/s: completions; memory: MB over base)")
-        for tokens in (64, 150):
-            print_step(systems, tokens)
-    if args.only in (None, "dropping"):
-        for count in (2, 8, 32):
-            print_dropping(count)
+        print(f"CPU seconds a step, N = {N} (tokens/s: completions; memory: MB over base)")
+        if args.sizes != "cub":
+            print_step(systems, "equal", 64)
+            print_step(systems, "equal", 150)
+        if args.sizes != "equal":
+            print_step(systems, "cub", 64)
     if args.only in (None, "growth"):
         for tokens in (64, 150):
             print_growth(tokens)

@@ -41,10 +41,10 @@ def special_ids(tok) -> dict[str, int]:
     return dict(zip(SPECIALS, tok.convert_tokens_to_ids(SPECIALS)))
 
 
-def config(tok, tie=False):
+def config(tok, tie=False, layers=2):
     ids = special_ids(tok)
     text = dict(
-        vocab_size=len(tok) + 5, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        vocab_size=len(tok) + 5, hidden_size=64, intermediate_size=96, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=tie,
         bos_token_id=None, eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
         rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]})
