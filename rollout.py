@@ -252,7 +252,7 @@ class Sampler(LogitsProcessor):
 
     def inverse_transform(self, logprobs: Tensor, uniforms: Tensor) -> Tensor:
         """(r, 1): the token at which the cumulative probability passes the row's uniform number."""
-        cdf = logprobs.exp().double().cumsum(-1)                          # (r, V)
+        cdf = logprobs.exp().cumsum(-1, dtype=torch.float64)              # (r, V)
         u = uniforms[:, None] * cdf[:, -1:]                               # (r, 1); the last is not exactly 1
         token = torch.searchsorted(cdf, u, right=True)                    # right: u = 0 skips p = 0
         return token.clamp(max=self.last)  # rounding must not land on a banned token past the end

@@ -568,7 +568,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--longest", type=int, default=train.Config.max_new_tokens,
                    help="the longest completion that memory must hold, train.py's --max-new-tokens")
     p.add_argument("--text", type=int, default=400, help="prompt length of a 500 x 375 picture, with image")
-    p.add_argument("--rows", type=int, default=train.Config.rows, help="answers decoded at a time")
+    p.add_argument("--rows", type=int, default=512, help="answers decoded at a time")
     p.add_argument("--peak", type=float, help="the card's dense bf16 flops a second (default: by its name)")
     args = p.parse_args(argv)
 

@@ -10,10 +10,7 @@ and values N times, and would need all prompts of a batch to be equally long. He
 alone, and the rows of an image attend to their prompt together. `generate` is told of the rows' own tokens
 only: it believes that a row begins with the last token of its prompt, which is the first that it feeds.
 
-Attention to the prompt and to the row's own tokens is one softmax over both. Each part has its result and the
-log-sum-exp of its scores, and the share of the prompt in the whole is
-
-    exp(lse_prompt) / (exp(lse_prompt) + exp(lse_own)) = sigmoid(lse_prompt - lse_own)
+The scores of the prompt and of the row's own tokens share one float32 softmax.
 
 B prompts, R rows, at most N of them behind one prompt, P prompt tokens without the last, H heads and G key
 and value heads (each read by H / G heads), D the size of a head.
@@ -38,12 +35,14 @@ class Places:
 
     image, place: (R,), each row's image and its place there. row_at: (B, N), the row at each place; a place
     without a row, because an image has fewer or because the row has ended, holds some other row's number, and
-    what comes out there is not read. padding: (B, P), true behind the end of each prompt.
+    what comes out there is not read. padding: (B, P), true behind the end of each prompt; bias: (B, 1, P)
+    float32, -inf there and 0 elsewhere.
     """
     image: Tensor
     place: Tensor
     row_at: Tensor
     padding: Tensor
+    bias: Tensor
 
     def keep(self, rows: Tensor) -> None:
         """Only these rows go on, numbered in this order. Ended rows leave their place empty."""
@@ -65,7 +64,8 @@ def places_of(lengths: Tensor, image_of_row: list[int]) -> Places:
     place = torch.tensor(place_of_row, device=device)                     # (R,)
     padding = torch.arange(int(lengths.max()), device=device) >= lengths[:, None]  # (B, P)
     row_at = torch.zeros(len(lengths), max(place_of_row) + 1, dtype=torch.long, device=device)  # (B, N)
-    places = Places(image, place, row_at, padding)
+    bias = torch.zeros(padding.shape, device=device).masked_fill(padding, -torch.inf)
+    places = Places(image, place, row_at, padding, bias[:, None])
     places.keep(torch.arange(len(image_of_row), device=device))
     return places
 
@@ -96,32 +96,32 @@ class SharedPromptCache(Cache):
 
 
 def join(parts: list[Tensor], padding: Tensor) -> Tensor:
-    """(B, G, P, D) from parts (some prompts, G, their longest, D). What stands in the padding becomes 0: it
+    """(G, B, P, D) from parts (some prompts, G, their longest, D). What stands in the padding becomes 0: it
     has no weight, but 0 times infinity would be NaN."""
-    _, heads, _, dim = parts[0].shape
-    joined = parts[0].new_zeros(len(padding), heads, padding.shape[1], dim)
+    _, groups, _, dim = parts[0].shape
+    joined = parts[0].new_zeros(groups, *padding.shape, dim)
     start = 0
     for part in parts:
         end = start + len(part)
-        joined[start:end, :, :part.shape[2]] = part
+        joined[:, start:end, :part.shape[2]] = part.transpose(0, 1)
         start = end
-    return joined.masked_fill_(padding[:, None, :, None], 0)
+    return joined.masked_fill_(padding[:, :, None], 0)
 
 
 class SharedPromptLayer(CacheLayerMixin):
-    """One layer's keys and values: prompt_keys, prompt_values (B, G, P, D); own_keys, own_values (R, G, room,
+    """One layer's keys and values: prompt_keys, prompt_values (G, B, P, D); own_keys, own_values (R, G, room,
     D), of which the first `length` tokens are written."""
     is_sliding = False
 
     def __init__(self, prompt_keys: Tensor, prompt_values: Tensor, places: Places, room: int):
         super().__init__()
-        _, heads, _, dim = prompt_keys.shape
+        groups, _, _, dim = prompt_keys.shape
         rows = len(places.image)
         self.prompt_keys = prompt_keys
         self.prompt_values = prompt_values
         self.places = places
-        self.own_keys = prompt_keys.new_empty(rows, heads, room, dim)
-        self.own_values = prompt_values.new_empty(rows, heads, room, dim)
+        self.own_keys = prompt_keys.new_empty(rows, groups, room, dim)
+        self.own_values = prompt_values.new_empty(rows, groups, room, dim)
         self.length = 0
         self.is_initialized = True
 
@@ -180,38 +180,31 @@ def attend(module, query: Tensor, layer: SharedPromptLayer, _, attention_mask, s
     rows, heads, _, dim = query.shape
     places = layer.places
     images, n = places.row_at.shape
-    groups = layer.own_keys.shape[1]
+    groups, _, length, _ = layer.prompt_keys.shape
+    own_keys = layer.own_keys[:, :, :layer.length]                        # (R, G, T, D)
+    own_values = layer.own_values[:, :, :layer.length]
     # Heads that read the same key head stand together.
     query = query.reshape(rows, groups, -1, dim)                          # (R, G, H/G, D)
 
-    # Each row to its own tokens.
-    own_keys = layer.own_keys[:, :, :layer.length]                        # (R, G, T, D)
-    own_values = layer.own_values[:, :, :layer.length]
-    own, own_lse = softmax_part(query, own_keys, own_values, scaling)     # (R, G, H/G, D) and (.., 1)
+    # Scores: of an image's rows with its prompt, all in one product; of each row with its own tokens.
+    laid_out = query.transpose(0, 1)[:, places.row_at]                    # (G, B, N, H/G, D)
+    prompt_scores = product(laid_out.flatten(2, 3), layer.prompt_keys.transpose(2, 3))  # (G, B, N*H/G, P)
+    prompt_scores = torch.add(places.bias, prompt_scores, alpha=scaling)  # what is hidden is -inf now
+    prompt_scores = prompt_scores.unflatten(2, (n, -1))[:, places.image, places.place]  # (G, R, H/G, P)
+    own_scores = scaling * product(query, own_keys.transpose(2, 3))       # (R, G, H/G, T)
 
-    # An image's rows to its prompt, all in one product.
-    laid_out = query[places.row_at]                                       # (B, N, G, H/G, D)
-    laid_out = laid_out.transpose(1, 2).reshape(images, groups, -1, dim)  # (B, G, N*H/G, D)
-    hidden = places.padding[:, None, None]                                # (B, 1, 1, P)
-    prompt, prompt_lse = softmax_part(laid_out, layer.prompt_keys, layer.prompt_values, scaling, hidden)
-    prompt = prompt.view(images, groups, n, -1, dim)[places.image, :, places.place]    # (R, G, H/G, D)
-    prompt_lse = prompt_lse.view(images, groups, n, -1, 1)[places.image, :, places.place]
+    # One softmax over both.
+    scores = torch.cat([prompt_scores.transpose(0, 1), own_scores], dim=-1)
+    weights = scores.softmax(-1).to(query.dtype)                          # (R, G, H/G, P + T)
+    prompt_weights, own_weights = weights.split([length, layer.length], dim=-1)
 
-    # The two parts of one softmax.
-    share = torch.sigmoid(prompt_lse - own_lse)                           # (R, G, H/G, 1)
-    out = own.lerp(prompt, share).to(query.dtype)
-    return out.view(rows, 1, heads, dim), None
-
-
-def softmax_part(query: Tensor, keys: Tensor, values: Tensor, scaling: float,
-                 hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Softmax attention of (.., Q, D) to (.., K, D), and the log-sum-exp of its scores (.., Q, 1), both
-    float32. hidden: true where a key is not seen."""
-    scores = scaling * product(query, keys.transpose(-1, -2))             # (.., Q, K)
-    if hidden is not None:
-        scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1).to(values.dtype)
-    return product(weights, values), scores.logsumexp(-1, keepdim=True)
+    # Values by their weights, in the same two ways.
+    laid_out = prompt_weights.transpose(0, 1)[:, places.row_at]           # (G, B, N, H/G, P)
+    from_prompt = product(laid_out.flatten(2, 3), layer.prompt_values)    # (G, B, N*H/G, D)
+    from_prompt = from_prompt.unflatten(2, (n, -1))[:, places.image, places.place]      # (G, R, H/G, D)
+    from_own = product(own_weights, own_values)                           # (R, G, H/G, D)
+    out = (from_prompt.transpose(0, 1) + from_own).to(query.dtype)
+    return out.reshape(rows, 1, heads, dim), None
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
