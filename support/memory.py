@@ -53,10 +53,10 @@ def rows_that_fit(model: nn.Module, card: int, held: int, prompt: int, n: int, i
     token = 2 * config.num_hidden_layers * config.num_key_value_heads * dim * item  # its keys and values
 
     # What a row takes: its own tokens, its share of a prompt, its logits twice (the model's, and a float32
-    # copy), and one layer's scores, weights and their temporaries.
+    # copy), and one layer's scores and weights with their temporaries, six float32 numbers each.
     row = (max_new_tokens + prompt / n) * token
     row += config.vocab_size * (item + 4)
-    row += heads * (max_new_tokens + prompt) * 3 * 4
+    row += heads * (max_new_tokens + prompt) * 6 * 4
 
     # What is there beside the rows: the embeddings of all prompts, the forward of some of them (four tensors
     # as wide as an MLP at a time), and the sampler's temporaries.
