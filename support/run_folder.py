@@ -126,8 +126,7 @@ def read_state(file: Path, policy, optimizer, steps: int) -> dict:
         raise ValueError(f"cannot resume: {file} is broken; --out DIR starts another run") from None
     try:
         refuse_other(state, state_pattern(policy, optimizer, steps), "it")
-        moments = state["optimizer"]["state"]
-        refuse_other(moments, moments_pattern(optimizer, moments), "its optimizer's state")
+        refuse_other_moments(state["optimizer"]["state"], optimizer)
     except ValueError as error:
         raise ValueError(f"cannot resume: {file} is not this run's ({error}); --out DIR starts another run"
                          ) from None
@@ -147,8 +146,9 @@ def state_pattern(policy, optimizer, steps: int) -> dict:
     }
 
 
-def moments_pattern(optimizer, stored: dict) -> dict:
-    """AdamW's running means. A parameter has none before its first update."""
+def refuse_other_moments(stored: dict, optimizer) -> None:
+    """Raises ValueError where AdamW's running means are not those of this run's parameters. A parameter has
+    none before its first update."""
     parameters = []
     for group in optimizer.param_groups:
         parameters += group["params"]
@@ -156,7 +156,14 @@ def moments_pattern(optimizer, stored: dict) -> dict:
     for number, parameter in enumerate(parameters):
         if number in stored:
             pattern[number] = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
-    return pattern
+    refuse_other(stored, pattern, "its optimizer's state")
+
+    for number, moments in stored.items():
+        updates = float(moments["step"])
+        if updates < 1 or updates % 1 > 0:
+            raise ValueError(f"its optimizer's state, {number}: {updates} is no count of updates")
+        if (moments["exp_avg_sq"] < 0).any():
+            raise ValueError(f"its optimizer's state, {number}: a mean of squares is negative")
 
 
 def refuse_lost_lines(run: Path, offsets: dict[str, int]) -> None:

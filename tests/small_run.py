@@ -1,8 +1,7 @@
-"""A whole run in some hundredths of a second: train.main on a model of two layers, with stand-ins for all that
-is not about files. And a disk that fills up, or a kill, at any one of the moments at which files change."""
+"""A whole run in a tenth of a second: train.main on a model of two layers, with stand-ins for all that is not
+about files. And a disk that fills up, or a kill, at any one of the moments at which files change."""
 
 import errno
-import gc
 import json
 import os
 import shutil
@@ -16,13 +15,13 @@ from torch import nn
 import data
 import metrics
 import train
-from lora import add_lora, lora_state
+from lora import lora_state
 from reward import Category
 from rollout import Group
 
 VOLATILE = ("time/", "mem/", "cache/")
 ARGUMENTS = ["--data", "toy", "--n", "2", "--limit", "8", "--images-per-step", "4", "--steps", "2",
-             "--eval-every", "1", "--lora-rank", "2", "--judge-cache", "none"]
+             "--eval-every", "2", "--lora-rank", "2", "--judge-cache", "none"]
 
 
 class Model(nn.Module):
@@ -56,6 +55,10 @@ def sample(policy, images, ids, question, n, **settings) -> list[Group]:
     return groups
 
 
+def judge_groups(judge, truths, answers) -> list[list]:
+    return [[Category.GENERIC, Category.SPECIFIC] for _ in truths]
+
+
 def update(policy, optimizer, groups, *rest) -> dict:
     """Gradients that depend on the weights and on the learning rate of the step."""
     for number, parameter in enumerate(policy.model.parameters()):
@@ -84,17 +87,18 @@ def install(monkeypatch) -> None:
     """Puts the stand-ins into train."""
     sets = ("train", "val", "test")
     loaded = [examples(split) for split in sets]
-    monkeypatch.setattr(train, "load_data", lambda config: (loaded[0], {"toy": loaded[1]}, {"toy": loaded[2]}))
+    opened = (loaded[0], {"toy": loaded[1]}, {"toy": loaded[2]})
+    monkeypatch.setattr(train, "load_data", lambda config: opened)
     monkeypatch.setattr(train, "question_for", lambda *args: "what?")
     monkeypatch.setattr(train, "load_policy", policy)
     monkeypatch.setattr(train, "load_judge", lambda *args: None)
     monkeypatch.setattr(data, "read_images", lambda batch: (batch, batch, []))
     monkeypatch.setattr(train, "sample", sample)
-    monkeypatch.setattr(train, "judge_groups",
-                        lambda judge, truths, answers: [[Category.GENERIC, Category.SPECIFIC] for _ in truths])
+    monkeypatch.setattr(train, "judge_groups", judge_groups)
     monkeypatch.setattr(train, "update", update)
     monkeypatch.setattr(train, "evaluate", evaluate)
     monkeypatch.setattr(train, "before_and_after", before_and_after)
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # most of the time, and here the machine stays up
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -106,49 +110,53 @@ class Killed(BaseException):
 
 
 class Disk:
-    """Watches a folder. At its `last` change the process is as good as dead: neither that nor any later change
-    comes about. Or the disk is full: from there on nothing can be written, but files can be removed."""
+    """Watches a folder. At change number `last` the process is as good as dead: neither that nor any later
+    change comes about. Or the disk is full: from there on nothing is written, but files can be removed."""
 
     def __init__(self):
         self.folder = None
         sys.addaudithook(self.hear)  # there for good; without a folder it does nothing
 
-    def watch(self, folder: Path, last: int, fault: str) -> None:
+    def watch(self, folder: Path, last: int, fault: str, torn: bytes) -> None:
         self.folder = str(folder)
         self.last = last
         self.fault = fault  # "kill", "torn" (a kill that leaves half of what was being written), "full"
+        self.torn = torn
         self.changes = 0
 
     def rest(self) -> None:
         self.folder = None
 
     def hear(self, event: str, arguments: tuple) -> None:
-        if self.folder is None or not changes_a_file(event, arguments):
+        if self.folder is None or not changes_a_file(event, arguments, self.folder):
             return
-        path = os.fspath(arguments[0])
-        if not str(path).startswith(self.folder):
+        if event != "open" and self.fault == "torn":
             return
         self.changes += 1
         if self.changes < self.last:
             return
-        writes = event in ("open", "os.mkdir", "os.rename")
         if self.fault == "full":
-            if writes:
+            if event not in ("os.remove", "os.rmdir"):
                 raise OSError(errno.ENOSPC, "No space left on device")
             return
-        if self.fault == "torn" and event == "open" and self.changes == self.last:
-            self.last = sys.maxsize  # what follows is this hook's own
-            with open(path, "ab") as file:
-                file.write(b'{"step": 2, "torn')
-            self.last = 0
-        raise Killed(f"{event} {path}")
+        if self.fault == "torn" and self.changes == self.last:
+            folder, self.folder = self.folder, None  # what follows is this hook's own
+            with open(arguments[0], "ab") as file:
+                file.write(self.torn)
+            self.folder = folder
+        raise Killed(f"{event} {arguments[0]}")
 
 
-def changes_a_file(event: str, arguments: tuple) -> bool:
+def changes_a_file(event: str, arguments: tuple, folder: str) -> bool:
+    """Whether something below the folder is about to become another."""
+    if event not in ("open", "os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir"):
+        return False
+    path = arguments[0]
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path).startswith(folder):
+        return False
     if event == "open":
-        path, mode, flags = arguments
-        return isinstance(path, (str, os.PathLike)) and bool(flags & (os.O_WRONLY | os.O_RDWR))
-    return event in ("os.rename", "os.remove", "os.truncate", "os.mkdir", "os.rmdir")
+        return bool(arguments[2] & (os.O_WRONLY | os.O_RDWR))
+    return os.path.lexists(path) != (event == "os.mkdir")
 
 
 DISK = Disk()
@@ -186,10 +194,10 @@ def plain(value):
     return value
 
 
-def stopped_at(run: Path, last: int, fault: str, start) -> str | None:
+def stopped_at(run: Path, last: int, fault: str, start, torn: bytes = b'{"step": 2, "to') -> str | None:
     """start() with a fault at the last change. Returns what the command said when it stopped, "killed", or
     None where it came to its end before."""
-    DISK.watch(run, last, fault)
+    DISK.watch(run, last, fault, torn)
     said = None
     try:
         start()
@@ -200,7 +208,6 @@ def stopped_at(run: Path, last: int, fault: str, start) -> str | None:
     finally:
         reached = DISK.changes >= last
         DISK.rest()
-    gc.collect()  # a dead process has no open files
     return said or (None if not reached else "went on")
 
 
