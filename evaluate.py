@@ -40,7 +40,7 @@ from lora import adapters_off
 from metrics import Tally, means_over, measured, merge, similarity, text_inclusion
 from policy import Policy
 from rollout import PROMPTS, Group, sample
-from support.answers import answers_file, append_answers, stored_answers, weights_hash
+from support.answers import answers_file, append_answers, lock_answers, stored_answers, weights_hash
 from support.command_line import first_line
 from support.embedder import load_embedder
 from support.files import write_json
@@ -328,8 +328,8 @@ def check_options(args) -> None:
             data.refuse_undecodable(f"--{name.replace('_', '-')}", str(each))
 
     # where the figures go: nothing of somebody else's is overwritten
-    if args.out:
-        if Path(args.out).is_dir() or args.out.endswith(".jsonl"):
+    if args.out is not None:
+        if args.out == "" or Path(args.out).is_dir() or args.out.endswith(".jsonl"):
             raise ValueError(f"--out names the figures' JSON file (the answers go beside it), got {args.out}")
         if Path(args.out).exists() and not answers_file(args.out).exists():
             raise ValueError(f"{args.out} holds something else: give another --out")
@@ -436,7 +436,6 @@ def stored_tallies(file: Path | None, arguments: dict, adapters: list[str],
     for adapter in adapters:
         tallies[adapter] = {name: Tally() for name in datasets}
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         for adapter, name, record in stored_answers(file, arguments, adapters, datasets):
             tallies[adapter][name].add(record)
     return tallies
@@ -464,10 +463,11 @@ def refuse_empty_table(args, datasets: dict[str, list], tallies: dict[str, dict[
 
 
 def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
-                tallies: dict[str, dict[str, Tally]], file: Path | None, arguments: dict) -> None:
+                tallies: dict[str, dict[str, Tally]], file: Path | None, arguments: dict, lock) -> None:
     """Answers what the tallies lack, judges it, keeps it in the file if there is one, and tallies it."""
     judge = None
     embed = None
+    begun = any(tally.groups for by_name in tallies.values() for tally in by_name.values())
     for adapter in command.adapters:
         policy = None  # lets go of the last adapter's: two would not fit in the memory
         for name, examples in datasets.items():
@@ -492,7 +492,8 @@ def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
             batches = readable_batches(batches, tally.unreadable, len(examples), args.max_unreadable, name)
             for records in trusted_batches(batches, judge, len(examples) - done):
                 if file is not None:
-                    append_answers(file, arguments, adapter, name, records)
+                    append_answers(file, arguments, adapter, name, records, begun, lock)
+                    begun = True
                 for record in records:
                     tally.add(record)
 
@@ -606,14 +607,16 @@ def run(args) -> None:
     datasets = load_datasets(args)
     arguments = answer_arguments(args, command)
     file = answers_file(args.out) if args.out else None
-    tallies = stored_tallies(file, arguments, command.adapters, datasets)
-    refuse_stored_unreadable(args, datasets, tallies)
-    answer_rest(args, command, datasets, tallies, file, arguments)
-    refuse_empty_table(args, datasets, tallies)
+    with lock_answers(file) as lock:
+        tallies = stored_tallies(file, arguments, command.adapters, datasets)
+        refuse_stored_unreadable(args, datasets, tallies)
+        answer_rest(args, command, datasets, tallies, file, arguments, lock)
+        refuse_empty_table(args, datasets, tallies)
 
-    results = table_rows(tallies, args.n)
-    if args.out:
-        write_json(args.out, {"arguments": arguments, "results": results})
+        results = table_rows(tallies, args.n)
+        if args.out:
+            lock.check()
+            write_json(args.out, {"arguments": arguments, "results": results})
     print_results(args, command, results)
 
 

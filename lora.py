@@ -12,14 +12,15 @@ Where this departs from peft:
 
 import json
 import math
+import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 
@@ -182,11 +183,24 @@ def save_adapter(model: nn.Module, folder, base_name: str = "") -> None:
         "use_rslora": False,
     }
     state = {key: value.detach().cpu().contiguous() for key, value in lora_state(model).items()}
+    # The config comes last: where it is there, the adapter is.
+    replace_file(folder / "adapter_model.safetensors", save(state, metadata={"format": "pt"}))
+    replace_file(folder / "adapter_config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+
+def replace_file(file: Path, content: bytes) -> None:
+    """Writes beside the file, then puts it in its place: a kill or a full disk leaves the old one."""
+    temporary = file.with_name(f".tmp-{file.name}")
     try:
-        save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as e:  # a full disk
-        raise OSError(f"cannot write the adapter into {folder}: {e}") from None
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        with temporary.open("wb") as beside:
+            beside.write(content)
+            beside.flush()
+            os.fsync(beside.fileno())
+        os.replace(temporary, file)
+    except OSError as e:
+        with suppress(OSError):
+            temporary.unlink()
+        raise OSError(f"cannot write the adapter into {file.parent}: {e.strerror}") from None
 
 
 def adapter_config(folder) -> dict:

@@ -45,13 +45,13 @@ from reward import SCHEMES, inject_noise, speciarl_rewards, static_rewards
 from rollout import Group, sample, seed_for, stack
 from support import report
 from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, SHARE, check, one_line_errors,
-                                  option, parser, resumed_config)
+                                  option, parse, parser, resumed_config)
 from support.files import append, write_json
 from support.memory import rows_at_a_time
 from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, is_toy, load_judge, load_policy, question_for,
                              require_readable, trust)
 from support.processes import RANK, gather, share, start_processes, sum_gradients, total
-from support.run_folder import load_state, refuse_used_folder, save_state, stops_in_one_line
+from support.run_folder import check_folder, load_state, lock_run, save_state, stops_in_one_line
 from support.step_log import (StepLog, UpdateStatistics, cache_figures, gather_records, left_the_step,
                               peak_gb, sample_line, sampling_figures)
 from support.tables import comparison
@@ -125,12 +125,16 @@ TOY = dict(limit=1000, model="toy", judge="taxonomy", images_per_step=16, miniba
 # A resumed run may change these: they change memory, and of the numbers nothing but rounding.
 MEMORY = {"micro_batch", "rows", "checkpointing"}
 
+# None on the command line leaves these to make_config; a run that has begun has them decided.
+DECIDED = ("rows", "beta", "clip_low", "clip_high", "out")
+
 
 @dataclass
 class Job:
     """What a run works with: all that is opened before its first step."""
     config: Config
     run: Path                    # its folder
+    lock: object                 # support.lock.Lock on the folder, in the first process
     policy: Policy               # frozen, with adapters to train
     optimizer: torch.optim.Optimizer
     judge: object                # judge.Judge
@@ -430,6 +434,7 @@ def begin_run(job: Job) -> None:
         return
     line = {"step": 0} | validate(job) | {"mem/peak_gb": peak_gb()}
     if RANK == 0:
+        check_folder(job.run, job.lock)
         append(job.run / "log.jsonl", [line])
         show_pictures(job, 0)
         save_state(job.run, job.policy, job.optimizer, 0)
@@ -467,6 +472,7 @@ def finish_step(job: Job, step: int, batch: list, groups: list[Group], unreadabl
     # The files are the first process's. The state comes last: what it doesn't vouch for is made again.
     if RANK > 0:
         return
+    check_folder(job.run, job.lock)
     if validated:
         save_adapter(job.policy.model, job.run / "adapter", job.policy.name)
     append(job.run / "samples.jsonl", [{"step": step, "unreadable": reason} for reason in unreadable])
@@ -537,12 +543,14 @@ def finish_run(job: Job) -> None:
     """The trained adapter, how test images are answered before and after, and the report."""
     config = job.config
     if RANK == 0:
+        check_folder(job.run, job.lock)
         save_adapter(job.policy.model, job.run / "adapter", job.policy.name)
     results = before_and_after(job.policy, job.judge, job.tests, job.question, config.max_new_tokens,
                                config.seed, config.max_judge_errors, evaluation_rows(config),
                                config.max_unreadable)
     if RANK > 0:
         return
+    check_folder(job.run, job.lock)
     write_json(job.run / "eval.json", results)
     report.write(job.run, job.examples + job.shown)
     print(comparison(results, config.data.split(",")))
@@ -555,15 +563,14 @@ def finish_run(job: Job) -> None:
 
 def parse_config(argv: list[str] | None = None) -> tuple[Config, Path | None]:
     """The resolved configuration, and the folder to resume if any. Raises ValueError for what can't be."""
-    given = vars(parser(Config, TOY, __doc__).parse_args(argv))
+    given, folder = parse(parser(Config, TOY, __doc__), argv)
     if given.get("method") == "sft":
         raise ValueError("supervised fine-tuning is a command of its own: python -m baselines.sft")
-    folder = given.pop("resume")
-    config = make_config(given) if folder is None else resume_config(Path(folder), given)
+    config = make_config(given) if folder is None else resume_config(folder, given)
     if config.method != "rl":
         raise ValueError(f"{folder} is a run of supervised fine-tuning: "
                          f"python -m baselines.sft --resume {folder}")
-    return config, folder and Path(folder)
+    return config, folder
 
 
 def make_config(given: dict) -> Config:
@@ -585,7 +592,7 @@ def make_config(given: dict) -> Config:
 def resume_config(folder: Path, given: dict) -> Config:
     if "betas" in given:
         given["betas"] = tuple(given["betas"])
-    return resumed_config(folder, Config, given, MEMORY)
+    return resumed_config(folder, Config, given, MEMORY, DECIDED)
 
 
 def run_name(config: Config) -> str:
@@ -630,12 +637,11 @@ def load_data(config: Config) -> tuple[list, dict[str, list], dict[str, list]]:
     return examples, validation, tests
 
 
-def open_job(config: Config, folder: Path | None) -> Job:
-    """Opens all that the run works with. folder: of a run to go on with; None for a new one. Raises
-    ValueError or OSError for what a user can get wrong: it is met here, before any hour is spent."""
+def open_job(config: Config, folder: Path | None, lock) -> Job:
+    """Opens all that the run works with. folder: of a run to go on with; None for a new one; lock: on the
+    run's folder. Raises ValueError or OSError for what a user can get wrong: it is met here, before any hour
+    is spent."""
     run = folder or Path(config.out)
-    if RANK == 0 and folder is None:
-        refuse_used_folder(run)
     examples, validation, tests = load_data(config)
     question = question_for(config.prompt, config.data.split(","))
 
@@ -648,9 +654,8 @@ def open_job(config: Config, folder: Path | None) -> Job:
 
     config.rows = rows_at_a_time(policy, judge, question, config.n, config.images_per_step,
                                  config.max_new_tokens, config.max_pixels, most=config.rows)
-
-    done = load_state(run, policy, optimizer) if folder else -1
     steps = config.steps or config.epochs * (len(examples) // config.images_per_step)
+    done = load_state(run, policy, optimizer, steps) if folder else -1
     candidates = []
     for images in validation.values():
         candidates += images
@@ -659,8 +664,8 @@ def open_job(config: Config, folder: Path | None) -> Job:
     if RANK == 0:
         write_json(run / "config.json", asdict(config))
         print(json.dumps(asdict(config) | {"steps": steps}, indent=2))
-    return Job(config, run, policy, optimizer, judge, question, examples, validation, tests, shown, steps,
-               done)
+    return Job(config, run, lock, policy, optimizer, judge, question, examples, validation, tests, shown,
+               steps, done)
 
 
 def main(argv: list[str] | None = None) -> Path:
@@ -668,11 +673,14 @@ def main(argv: list[str] | None = None) -> Path:
     with one_line_errors("train.py"):
         config, folder = parse_config(argv)
         start_processes()
-        job = open_job(config, folder)
-    with stops_in_one_line(job, "train.py", "python train.py"):
-        begin_run(job)
-        train(job)
-        finish_run(job)
+        lock = lock_run(folder or Path(config.out), new=folder is None)
+    with lock:
+        with one_line_errors("train.py"):
+            job = open_job(config, folder, lock)
+        with stops_in_one_line(job, "train.py", "python train.py"):
+            begin_run(job)
+            train(job)
+            finish_run(job)
     return job.run
 
 

@@ -18,10 +18,10 @@ import torch
 import data
 from policy import Policy, encode
 from rollout import Group
-from support.command_line import flag, one_line_errors, parser
+from support.command_line import flag, one_line_errors, parse, parser
 from support.opening import is_toy, require_readable
 from support.processes import gather, share, start_processes
-from support.run_folder import stops_in_one_line
+from support.run_folder import lock_run, stops_in_one_line
 from support.step_log import StepLog
 from train import (TOY, Config, Job, begin_run, finish_run, finish_step, learning_rate, make_config, open_job,
                    places_in, resume_config, set_learning_rate, step_examples, steps_to_go, update)
@@ -82,13 +82,12 @@ def label_groups(policy: Policy, examples: list, images: list, question: str,
 
 def parse_config(argv: list[str] | None = None) -> tuple[Config, Path | None]:
     """train.parse_config for this command."""
-    given = vars(parser(Config, TOY, __doc__).parse_args(argv))
-    folder = given.pop("resume")
+    given, folder = parse(parser(Config, TOY, __doc__), argv)
     if folder is not None:
-        config = resume_config(Path(folder), given)
+        config = resume_config(folder, given)
         if config.method != "sft":
             raise ValueError(f"{folder} is no run of this command: python train.py --resume {folder}")
-        return config, Path(folder)
+        return config, folder
     idle = [flag(name) for name in IDLE if name in given]
     if idle:
         raise ValueError(f"supervised fine-tuning learns from labels: {' and '.join(idle)} would do nothing")
@@ -102,11 +101,14 @@ def main(argv: list[str] | None = None) -> Path:
     with one_line_errors("baselines.sft"):
         config, folder = parse_config(argv)
         start_processes()
-        job = open_job(config, folder)
-    with stops_in_one_line(job, "baselines.sft", "python -m baselines.sft"):
-        begin_run(job)
-        train(job)
-        finish_run(job)
+        lock = lock_run(folder or Path(config.out), new=folder is None)
+    with lock:
+        with one_line_errors("baselines.sft"):
+            job = open_job(config, folder, lock)
+        with stops_in_one_line(job, "baselines.sft", "python -m baselines.sft"):
+            begin_run(job)
+            train(job)
+            finish_run(job)
     return job.run
 
 

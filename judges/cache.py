@@ -21,6 +21,8 @@ from reward import Category
 
 TABLE = """CREATE TABLE IF NOT EXISTS verdicts (judge TEXT, truth TEXT, answer TEXT, category TEXT,
            PRIMARY KEY (judge, truth, answer)) WITHOUT ROWID"""
+HEADER = b"SQLite format 3\0"  # the first bytes of every database
+TABLES = "SELECT name FROM sqlite_master WHERE type = 'table'"
 FIND = "SELECT category FROM verdicts WHERE judge = ? AND truth = ? AND answer = ?"
 KEEP = "REPLACE INTO verdicts VALUES (?, ?, ?, ?)"
 
@@ -28,9 +30,10 @@ KEEP = "REPLACE INTO verdicts VALUES (?, ?, ?, ?)"
 class CachedJudge(BaseJudge):
     """A judge behind a file of verdicts by (judge.key, truth, answer). Errors are not kept.
 
-    Safe for several processes and kill -9: each call's verdicts are one transaction. A file that is no sound
-    database is set aside with a warning. hits, misses: distinct pairs so far. Raises OSError for a path that
-    can't be written, or a file that stays locked."""
+    Safe for several processes and kill -9: each call's verdicts are one transaction. A database that is
+    broken is set aside with a warning; a file that is none, or one of other tables, is somebody else's and
+    refused. hits, misses: distinct pairs so far. Raises OSError for such a file, a path that can't be
+    written, or a file that stays locked."""
 
     def __init__(self, judge: Judge, path):
         self.judge = judge
@@ -71,6 +74,7 @@ class CachedJudge(BaseJudge):
         """The statement's first result for each row of values, in one transaction; three tries."""
         for tries_left in (2, 1, 0):
             file_before = self.inode()
+            self.refuse_foreign_file()
             try:
                 return self.run_once(statement, rows)
             except sqlite3.DatabaseError as e:
@@ -85,8 +89,22 @@ class CachedJudge(BaseJudge):
     def run_once(self, statement: str, rows: Sequence[tuple]) -> list:
         with closing(sqlite3.connect(self.path, timeout=60)) as db:
             with db:  # one transaction
+                tables = [name for name, in db.execute(TABLES)]
+                if tables and "verdicts" not in tables:
+                    raise self.foreign_file()
                 db.execute(TABLE)
                 return [db.execute(statement, (self.key, *row)).fetchone() for row in rows]
+
+    def refuse_foreign_file(self) -> None:
+        """Raises OSError for a file with something in it that does not begin as SQLite's do."""
+        start = b""
+        with suppress(FileNotFoundError, IsADirectoryError), self.path.open("rb") as file:
+            start = file.read(len(HEADER))
+        if start not in (b"", HEADER):
+            raise self.foreign_file()
+
+    def foreign_file(self) -> OSError:
+        return OSError(f"{self.path} is no verdict cache, and is left as it is: give another --judge-cache")
 
     def inode(self) -> int | None:
         """Tells the file from another of its name; None where there is none."""

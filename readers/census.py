@@ -1,8 +1,10 @@
 """What a dataset holds: how many images of which classes, a sheet of pictures, odd and unreadable files."""
 
 import argparse
+import os
 import textwrap
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -91,10 +93,16 @@ def print_classes(counts: dict[str, Counter]) -> None:
 
 
 def save_sheet(examples: list[Example], file: Path) -> None:
+    # Written beside the file first: a full disk must not cost an older sheet. (support/files.py would do it,
+    # but this folder works without that one.)
+    temporary = file.with_name(".tmp-" + file.name)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        sheet(examples).save(file)
+        sheet(examples).save(temporary)
+        os.replace(temporary, file)
     except (OSError, ValueError) as error:
+        with suppress(OSError):
+            temporary.unlink()
         raise OSError(f"cannot write the sheet of pictures ({error}): say --sheet FILE.png") from None
 
 

@@ -7,16 +7,30 @@ the order in which the command makes them, adapter by adapter, dataset by datase
     {"adapter": "none", "data": "cub", "id": "cub/...", "unreadable": "cannot read the image ..."}
 
 So what was written is always a beginning of what will be written, and going on means to count it and to make
-the rest. Whatever does not fit (another command's arguments, a line that is no record, an image out of its
-place, one record too many) is refused with a line that says so, and the file is left as it was.
+the rest. Whatever does not fit (another command's arguments, a line that is no record of it, an image out of
+its place, one record too many) is refused with a line that says so, and the file is left as it was.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
-from support.files import append
+from judge import JUDGE_ERROR, category_name
+from reward import Category
+from support.files import append, json_line
+from support.lock import Lock
+from support.stored import TEXT, refuse_other
+
+WORDS = [category_name(category) for category in (None, *Category)] + [JUDGE_ERROR]
+
+# What may stand in a record, as support.stored says it.
+ANSWER = (lambda value: value is None or type(value) is str, "a text or null")
+CATEGORY = (lambda value: type(value) is str and value in WORDS, f"one of {', '.join(WORDS)}")
+FLAG = (lambda value: type(value) is int and value in (0, 1), "0 or 1")
+COSINE = (lambda value: type(value) in (int, float) and abs(value) < 1.001, "in [-1, 1]")
 
 
 def answers_file(out: str) -> Path:
@@ -30,10 +44,23 @@ def weights_hash(adapter: str) -> str:
     return hashlib.sha256(weights).hexdigest()[:16]
 
 
-def append_answers(file: Path, arguments: dict, adapter: str, name: str, records: list[dict]) -> None:
-    """Appends the records of one adapter's answers to the dataset `name`. Raises OSError."""
+def lock_answers(file: Path | None):
+    """The lock on an evaluation's files, to be held in a `with`. Raises OSError where another holds it."""
+    if file is None:
+        return nullcontext()
+    return Lock(file.with_name(f".{file.name}.lock"), file)
+
+
+def append_answers(file: Path, arguments: dict, adapter: str, name: str, records: list[dict],
+                   begun: bool, lock: Lock) -> None:
+    """Appends the records of one adapter's answers to the dataset `name`. begun: whether the file should hold
+    others already. Raises OSError, also where the file was deleted meanwhile."""
+    lock.check()
+    empty = not file.exists() or file.stat().st_size == 0
+    if begun and empty:
+        raise OSError(f"{file} was deleted meanwhile")
     lines = []
-    if not file.exists() or file.stat().st_size == 0:
+    if empty:
         lines.append({"arguments": arguments})
     for record in records:
         lines.append({"adapter": adapter, "data": name} | record)
@@ -45,41 +72,41 @@ def stored_answers(file: Path, arguments: dict, adapters: list[str],
     """Yields (adapter, dataset's name, record) for each record that the same command wrote before.
 
     arguments: of the command that runs now. datasets: name -> its Examples; the records must be of these
-    images in this order. One record is in memory at a time. Raises ValueError where something does not fit.
+    images in this order. One record is in memory at a time. A last line that a kill left half-written is cut
+    off, once all before it fits. Raises ValueError where something does not fit.
     """
-    # Each place that the command will come to takes the next record, as long as there are any.
-    records = read_records(file, arguments)
-    for adapter in adapters:
-        for name, examples in datasets.items():
-            # The examples come first in zip: where they end, the next record is still in the file.
-            for example, record in zip(examples, records):
-                expected = {"adapter": adapter, "data": name, "id": example.id}
-                if any(record.get(key) != value for key, value in expected.items()):
-                    raise ValueError(f"{file} goes on with {record['id']}, the data with {example.id}: "
-                                     "they have changed, give another --out")
-                yield adapter, name, record
-    if next(records, None) is not None:
-        raise ValueError(f"{file} holds more answers than there are images: give another --out")
-
-
-def read_records(file: Path, arguments: dict) -> Iterator[dict]:
-    """Yields the file's records, none where there is no file. A last line that a kill left half-written is
-    cut off. Raises ValueError naming the arguments that differ, or the line that is no record."""
     if not file.exists():
         return
     whole = 0  # bytes up to the end of the last whole line
-    with file.open("r+b") as lines:
+    coming = places(adapters, datasets)
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
+            place = None if number == 1 else next(coming, None)
+            if number > 1 and place is None:
+                raise ValueError(f"{file} holds more answers than there are images: give another --out")
+
             # Lines are appended whole: only a kill, or a full disk, leaves a last one without its end.
             if not line.endswith(b"\n"):
-                lines.truncate(whole)
-                return
+                refuse_foreign_end(file, line, place, arguments)
+                break
             whole += len(line)
             value = parse_line(file, number, line)
             if number == 1:
                 check_arguments(file, value, arguments)
             else:
-                yield value
+                adapter, name, example = place
+                refuse_other_record(f"{file}, line {number}", value, place, arguments)
+                yield adapter, name, value
+    if whole < file.stat().st_size:
+        os.truncate(file, whole)
+
+
+def places(adapters: list[str], datasets: dict[str, list]) -> Iterator[tuple]:
+    """(adapter, dataset's name, Example) in the order in which the command comes to them."""
+    for adapter in adapters:
+        for name, examples in datasets.items():
+            for example in examples:
+                yield adapter, name, example
 
 
 def parse_line(file: Path, number: int, line: bytes) -> dict:
@@ -90,15 +117,55 @@ def parse_line(file: Path, number: int, line: bytes) -> dict:
             return dict(value["arguments"])
         value["id"]  # every record has one: a KeyError or a TypeError, where it is none
         return value
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(f"{file}, line {number} is no record of an evaluation") from None
+
+
+def refuse_other_record(line: str, record: dict, place: tuple, arguments: dict) -> None:
+    """Raises ValueError where a record is of another image, or none that this command can have written."""
+    adapter, name, example = place
+    expected = {"adapter": adapter, "data": name, "id": example.id}
+    if any(record.get(key) != value for key, value in expected.items()):
+        raise ValueError(f"{line} goes on with {record['id']!r:.60}, the data with {example.id}: they have "
+                         "changed, give another --out")
+    if "unreadable" in record:
+        pattern = expected | {"unreadable": TEXT}
+    else:
+        pattern = expected | answered_pattern(example, arguments)
+    try:
+        refuse_other(record, pattern, "it")
+    except ValueError as error:
+        raise ValueError(f"{line} is no record of this evaluation: {error}") from None
+
+
+def answered_pattern(example, arguments: dict) -> dict:
+    """What evaluate.answer_record makes, as support.stored says it."""
+    n = arguments["n"]
+    scores = {"text_inclusion": [FLAG] * n, "thought_not_said": [FLAG] * n}
+    if arguments["embedder"]:
+        scores["semantic_similarity"] = [COSINE] * n
+    return {"domain": example.domain, "truth": example.label, "texts": [TEXT] * n, "answers": [ANSWER] * n,
+            "categories": [CATEGORY] * n, "scores": scores}
+
+
+def refuse_foreign_end(file: Path, end: bytes, place: tuple | None, arguments: dict) -> None:
+    """Raises ValueError where a half-written last line is not the beginning of the one that belongs there:
+    somebody else's file may end without a line's end, too. place: None in the first line."""
+    if place is None:
+        expected = json_line({"arguments": arguments})
+    else:
+        adapter, name, example = place
+        expected = json_line({"adapter": adapter, "data": name, "id": example.id})[:-2]  # goes on behind it
+    length = min(len(end), len(expected))
+    if end[:length] != expected[:length]:
+        raise ValueError(f"{file} ends in what is no record of this evaluation: give another --out")
 
 
 def check_arguments(file: Path, stored: dict, now: dict) -> None:
     """Raises ValueError that names each argument on which the stored answers depend and which has changed."""
     changes = []
-    for name, value in now.items():
-        if stored.get(name) != value:
-            changes.append(f"{name} was {str(stored.get(name)):.60}, now {str(value):.60}")
+    for name in {**now, **stored}:
+        if stored.get(name) != now.get(name) or (name in stored) != (name in now):
+            changes.append(f"{name} was {str(stored.get(name)):.60}, now {str(now.get(name)):.60}")
     if changes:
         raise ValueError(f"{file} holds the answers to another command: {'; '.join(changes)}")

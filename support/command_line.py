@@ -73,37 +73,85 @@ def help_of(option_field, preset: dict) -> str:
     return text.replace("%", "%%")  # argparse would read a % as a placeholder
 
 
+def parse(made: argparse.ArgumentParser, argv: list[str] | None) -> tuple[dict, Path | None]:
+    """The options that were given, by name, and the folder to resume if any. Raises ValueError."""
+    given = vars(made.parse_args(argv))
+    folder = given.pop("resume")
+    if folder == "":
+        raise ValueError("--resume must be the folder of a run, got nothing")
+    return given, folder and Path(folder)
+
+
 def check(config) -> None:
-    """Raises ValueError for the first value that is not what its option must be."""
+    """Raises ValueError for the first value that is not what its option must be: of its type, of its choices,
+    and passing its test."""
     for option_field in fields(config):
         value = getattr(config, option_field.name)
-        must = option_field.metadata["must"]
-        if must is None or value is None:
+        name = flag(option_field.name)
+        if not is_of_type(value, option_field):
+            raise ValueError(f"{name} must be {words_of_type(option_field)}, got {value!r:.60}")
+        if value is None:
             continue
-        passes, words = must
+        if value == "":
+            raise ValueError(f"{name} must not be empty")
+        choices = option_field.metadata["argument"].get("choices")
+        if choices and value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r:.60}")
+        if option_field.metadata["must"] is None:
+            continue
+        passes, words = option_field.metadata["must"]
         if not passes(value):
-            raise ValueError(f"{flag(option_field.name)} must be {words}, got {value}")
+            raise ValueError(f"{name} must be {words}, got {value}")
 
 
-def saved_config(folder: Path, config_class):
-    """The configuration of the run in a folder. Raises ValueError where there is none of this version."""
+def is_of_type(value, option_field) -> bool:
+    """A whole number may stand where a float belongs, but True and False are no numbers."""
+    length = option_field.metadata["argument"].get("nargs")
+    if length is not None:
+        return type(value) is tuple and len(value) == length and all(type(item) is float for item in value)
+    if type(value) is bool:
+        return option_field.type is bool
+    if type(value) is int and isinstance(0.0, option_field.type):
+        return True
+    return isinstance(value, option_field.type)
+
+
+def words_of_type(option_field) -> str:
+    length = option_field.metadata["argument"].get("nargs")
+    if length is not None:
+        return f"{length} numbers"
+    return getattr(option_field.type, "__name__", str(option_field.type))
+
+
+def saved_config(folder: Path, config_class, decided: tuple[str, ...] = ()):
+    """The configuration of the run in a folder. decided: the fields that are never None once a run begins.
+    Raises ValueError where there is none of this version, or one that no run can have written."""
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"nothing to resume in {folder}: there is no config.json")
     try:
-        saved = json.loads(file.read_text())
+        saved = dict(json.loads(file.read_text("utf-8")))
+        names = {option_field.name for option_field in fields(config_class)}
+        differing = sorted(names ^ saved.keys())
+        if differing:
+            raise ValueError(f"it lacks, or has beside its own, {', '.join(differing):.60}")
         saved["betas"] = tuple(saved["betas"])  # JSON has lists only
         config = config_class(**saved)
         check(config)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} is not the configuration of a run of this version: {error}") from None
+        for name in decided:
+            if saved[name] is None:
+                raise ValueError(f"{flag(name)} is not decided")
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{file} is not the configuration of a run of this version: "
+                         f"{first_line(error)}") from None
     return config
 
 
-def resumed_config(folder: Path, config_class, given: dict, may_change: set[str]):
-    """The configuration of a run to go on with. Raises ValueError that names the settings that were given
-    and differ, but for those that may change."""
-    config = saved_config(folder, config_class)
+def resumed_config(folder: Path, config_class, given: dict, may_change: set[str],
+                   decided: tuple[str, ...] = ()):
+    """The configuration of a run to go on with; decided: as in saved_config. Raises ValueError that names the
+    settings that were given and differ, but for those that may change."""
+    config = saved_config(folder, config_class, decided)
     for name in may_change & given.keys():
         setattr(config, name, given[name])
     check(config)

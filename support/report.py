@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from metrics import FIGURES
 from reward import Category
+from support.files import replacing
 from support.tables import comparison_rows
 
 STYLE = Path(__file__).with_name("report.css")
@@ -99,7 +100,8 @@ def write(run, examples=()) -> Path:
 
     # an answer may hold half a surrogate pair, which UTF-8 cannot write
     file = run / "report.html"
-    file.write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
+    with replacing(file) as temporary:
+        temporary.write_bytes(page.encode("utf-8", "xmlcharrefreplace"))
     return file
 
 

@@ -1,5 +1,7 @@
 import json
+import os
 import random
+import shutil
 import weakref
 from types import SimpleNamespace
 
@@ -18,6 +20,7 @@ from judge import JUDGE_ERROR
 from judges.taxonomy import TaxonomyJudge
 from reward import Category as C
 from rollout import PROMPTS
+from small_run import stopped_at
 from support import opening, tables
 from support.embedder import load_embedder
 from support.files import append
@@ -374,6 +377,141 @@ def test_records_that_do_not_fit_are_refused(monkeypatch, tmp_path):
         assert "\n" not in str(e.value) and (tmp_path / "out.jsonl").read_text() == "".join(spoilt)
 
 
+def refused(monkeypatch, tmp_path, argv, words):
+    """One line with these words; no file is another than before, and none is new."""
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    with pytest.raises(SystemExit, match=words) as e:
+        run(monkeypatch, *argv)
+    assert "\n" not in str(e.value)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"categories": ["splendid", "wrong"]}, "it, categories is not one of malformed, wrong.*: 'splendid'"),
+    ({"categories": ["wrong"]}, "categories is not a list of 2"), ({"categories": None}, "not a list of 2"),
+    ({"categories": [4, 4]}, "categories is not one of"), ({"answers": [1, None]}, "answers is not a text"),
+    ({"texts": ["x", None]}, "texts is not a text"), ({"truth": "robin"}, "truth is not '.*': 'robin'"),
+    ({"scores": {}}, "scores lacks text_inclusion"), ({"domain": "fish"}, "domain is not 'bird': 'fish'"),
+    ({"scores": {"text_inclusion": [1, 7], "thought_not_said": [0, 0]}}, "text_inclusion is not 0 or 1: 7"),
+    ({"scores": {"text_inclusion": [1, 1], "thought_not_said": [0, 0.5]}}, "thought_not_said is not 0 or 1"),
+    ({"colour": "red"}, "it holds 'colour'"), ({"id": "toy-bird/9"}, "they have changed, give another --out"),
+    ({"adapter": "other"}, "they have changed"), ({"id": None}, "with None, the data with toy-bird/"),
+    ({"unreadable": "no"}, "it holds '.*', which is nothing of its own"),
+])
+def test_a_record_that_this_command_has_not_written_is_refused(change, words, monkeypatch, tmp_path):
+    argv = ["--data", "toy-bird", "--n", "2", "--out", tmp_path / "out.json"]
+    run(monkeypatch, *argv)
+    lines = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
+    lines[3] = json.dumps(json.loads(lines[3]) | change) + "\n"
+    (tmp_path / "out.jsonl").write_text("".join(lines))
+    refused(monkeypatch, tmp_path, argv, f"out.jsonl, line 4 .*{words}")
+
+
+def test_a_record_without_a_field_is_refused(monkeypatch, tmp_path):
+    argv = ["--data", "toy-bird", "--out", tmp_path / "out.json"]
+    run(monkeypatch, *argv)
+    lines = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
+    for key in ("categories", "texts", "answers", "truth", "scores", "domain", "id", "data"):
+        record = json.loads(lines[3])
+        del record[key]
+        (tmp_path / "out.jsonl").write_text("".join([*lines[:3], json.dumps(record) + "\n", *lines[4:]]))
+        refused(monkeypatch, tmp_path, argv, "out.jsonl, line 4")
+
+
+@pytest.mark.parametrize("content", [
+    '{"image": "a.jpg", "label": "robin"}\n', '{"image": "a.jpg", "label": "robin"}', "notes", "\n", "[]\n",
+    '{"arguments": {}}', '{"arguments": {}}\n', '{"arg', "[" * 10**5 + "\n"])
+def test_somebody_elses_lines_are_neither_appended_to_nor_cut(content, monkeypatch, tmp_path):
+    """With a line's end and without."""
+    (tmp_path / "out.jsonl").write_text(content)
+    if content == '{"arg':  # which could be ours, after a kill
+        assert run(monkeypatch, "--data", "toy-bird", "--out", tmp_path / "out.json")
+        return
+    refused(monkeypatch, tmp_path, ["--data", "toy-bird", "--out", tmp_path / "out.json"], "out.jsonl")
+
+
+@pytest.mark.parametrize("end", [b'{"adapter": "none", "data": "toy-fish", "id"', b"x", b'{"image": 1}'])
+def test_a_half_line_of_somebody_elses_is_not_cut_off(end, monkeypatch, tmp_path):
+    argv = ["--data", "toy-bird", "--out", tmp_path / "out.json"]
+    run(monkeypatch, *argv)
+    lines = (tmp_path / "out.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "out.jsonl").write_bytes(b"".join(lines[:4]) + end)
+    refused(monkeypatch, tmp_path, argv, "ends in what is no record of this evaluation")
+    (tmp_path / "out.jsonl").write_bytes(b"".join(lines) + end)  # there is nothing left to write
+    refused(monkeypatch, tmp_path, argv, "more answers than there are images")
+
+
+def test_arguments_beside_those_of_the_command_are_others(monkeypatch, tmp_path):
+    argv = ["--data", "toy-bird", "--out", tmp_path / "out.json"]
+    run(monkeypatch, *argv)
+    text = (tmp_path / "out.jsonl").read_text()
+    (tmp_path / "out.jsonl").write_text(text.replace('{"arguments": {', '{"arguments": {"top_k": 3, ', 1))
+    refused(monkeypatch, tmp_path, argv, "top_k was 3, now None")
+
+
+def test_two_evaluations_at_one_file(monkeypatch, tmp_path):
+    """The second is told who writes there; the first ends as if nothing had been."""
+    argv = ["--data", "toy-bird", "--rows", "4", "--out", tmp_path / "out.json"]
+    said = []
+
+    def change(e, adapter, answers):
+        if not said:
+            said.append("")
+            with pytest.raises(SystemExit) as stop:
+                ev.main(["--limit", "10", *map(str, argv)])
+            said.append(str(stop.value))
+        return answers
+
+    run(monkeypatch, *argv, change=change)
+    assert said[1].startswith(f"evaluate.py: {tmp_path / 'out.jsonl'} is in use by process {os.getpid()} on ")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.json", "out.jsonl"]
+
+
+@pytest.mark.parametrize("how", ["folder", "file"])
+def test_what_is_deleted_while_it_is_written_ends_the_command(how, monkeypatch, tmp_path):
+    """Its folder, or the file of answers alone: no second half in a new file."""
+    folder = tmp_path / "figures"
+    calls = []
+
+    def change(e, adapter, answers):
+        calls.append(1)
+        if len(calls) == 6:  # in the second batch
+            shutil.rmtree(folder) if how == "folder" else (folder / "out.jsonl").unlink()
+        return answers
+
+    with pytest.raises(SystemExit, match="out.jsonl was deleted"):
+        run(monkeypatch, "--data", "toy-bird", "--rows", "4", "--out", folder / "out.json", change=change)
+    assert not (folder / "out.jsonl").exists() and not (folder / "out.json").exists()
+
+
+@pytest.mark.parametrize("fault", ["kill", "torn", "full"])
+def test_an_evaluation_that_stops_at_any_change_of_a_file_goes_on(fault, monkeypatch, tmp_path):
+    folder = tmp_path / "figures"
+    argv = ["--data", "toy-bird", "--rows", "4", "--out", folder / "out.json"]
+    run(monkeypatch, *argv)
+    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    moment = 0
+    while True:
+        moment += 1
+        shutil.rmtree(folder)
+        torn = b'{"arguments": {"da' if fault == "torn" else b""
+        said = stopped_at(folder, moment, fault, lambda: run(monkeypatch, *argv), torn)
+        if said is None:
+            break
+        if fault == "torn" and folder.exists():  # a half line is the beginning of the one that belongs there
+            mend_torn(folder / "out.jsonl", whole["out.jsonl"], torn)
+        run(monkeypatch, *argv)
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == whole, (moment, said)
+    assert moment > 4
+
+
+def mend_torn(file, whole, torn):
+    """Puts the beginning of the next line in place of what the disk has left of it."""
+    if file.exists() and file.read_bytes().endswith(torn):
+        length = file.stat().st_size - len(torn)
+        file.write_bytes(whole[:length + 40])
+
+
 def test_no_more_than_two_batches_of_answers_are_in_memory(monkeypatch, tmp_path):
     class Text(str):
         pass
@@ -565,7 +703,8 @@ def test_own_pictures(checkpoint, tmp_path, capsys):
     (["--max-pixels", "0"], "--max-pixels must be"), (["--data", "toy,toy-bird"], "holds an image twice"),
     (["--image", "x.jpg", "--out", "x.json"], "--out need --data"),
     (["--image", "x.jpg", "--n", "2", "--temperature", "0"], "give a temperature"),
-    (["--out", "x.jsonl"], "--out names the figures' JSON"), (["--out", "."], "--out names the figures'"),
+    (["--out", "x.jsonl"], "--out names the figures' JSON"), (["--out", ""], "--out names the figures'"),
+    (["--out", "."], "--out names the figures'"),
     (["--embedder", "nowhere"], "cannot load the embedder 'nowhere'"),
     (["--max-unreadable", "1.1"], "--max-unreadable must be in [0, 1]"),
     (["--max-unreadable", "nan"], "--max-unreadable must be in [0, 1]"),

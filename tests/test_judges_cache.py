@@ -155,9 +155,9 @@ def broken(path, how):
     CachedJudge(Inner(), path)([(f"truth {i}", "answer") for i in range(2000)])
     data = path.read_bytes()
     assert len(data) > 50_000
-    path.write_bytes({"garbage": b"no database " * 999, "truncated": data[:len(data) // 2 + 100],
+    path.write_bytes({"garbage": data[:16] + b"no database " * 999, "truncated": data[:len(data) // 2 + 100],
                       "scrambled": data[:4096] + bytes(len(data) - 4096),
-                      "head": b"\0" * 100 + data[100:]}[how])
+                      "head": data[:16] + b"\0" * 100 + data[116:]}[how])
 
 
 @pytest.mark.parametrize("how", ["garbage", "truncated", "scrambled", "head"])
@@ -171,6 +171,33 @@ def test_a_broken_file_is_set_aside_with_a_warning(path, capsys, how):
     aside, = path.parent.glob("*.broken-*")
     assert warning.count("warning") == 1 and warning.count("\n") == 1 and str(aside) in warning
     assert sound(path) and aside.read_bytes() == before
+
+
+def foreign_database(path):
+    sql(path, "CREATE TABLE bookmarks (url TEXT)")
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("content", [
+    b"\xff\xd8\xff\xe0 a photo" * 99, b"{}", b"\n", bytes(8192), b"SQLite format 3",
+    b"SQLite format 2\0" * 99, foreign_database],
+    ids=["photo", "json", "newline", "zeros", "cut", "version 2", "bookmarks"])
+def test_somebody_elses_file_is_refused_and_stays_where_it_is(path, content):
+    path.parent.mkdir()
+    content = content(path) if callable(content) else content
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="verdicts.sqlite is no verdict cache, and is left as it is") as e:
+        CachedJudge(Inner(), path)
+    assert "\n" not in str(e.value)
+    assert list(path.parent.iterdir()) == [path] and path.read_bytes() == content
+
+
+def test_a_cache_that_is_replaced_by_another_file_meanwhile_is_refused_too(path):
+    judge = CachedJudge(Inner(), path)
+    path.write_bytes(b"notes")
+    with pytest.raises(OSError, match="no verdict cache"):
+        judge([("a", "b")])
+    assert path.read_bytes() == b"notes"
 
 
 def test_an_empty_file_is_fine_and_a_path_that_cannot_be_ends_in_one_line(path, tmp_path, capsys):
@@ -263,7 +290,7 @@ def test_another_process_sets_the_broken_file_aside_first(path, monkeypatch):
 def test_two_processes_meet_one_broken_file(path):
     for _ in range(3):
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"no database " * 999)
+        path.write_bytes(cache.HEADER + b"no database " * 999)
         for worker in workers(path, (0, 200, 10), (200, 400, 10)):
             assert worker.wait(100) == 0, worker.stderr.read()
         assert sound(path) and numbers(path) == {i: i % 6 for i in range(400)}  # the new file is never moved

@@ -353,7 +353,7 @@ def test_the_command_reads_the_splits_of_the_run(run, monkeypatch):
 def copied(tmp_path):
     """A folder with what the page needs and nothing else of the project."""
     (tmp_path / "support").mkdir()
-    for name in ("report.py", "report.css", "tables.py"):
+    for name in ("report.py", "report.css", "tables.py", "files.py"):
         shutil.copy(ROOT / name, tmp_path / "support")
     for module in (metrics, reward):
         shutil.copy(module.__file__, tmp_path)
@@ -366,7 +366,7 @@ def command(folder, run):
 
 
 def test_with_nothing_but_the_tables_and_the_figures(run, copied):
-    """It needs five files; without the datasets there are no pictures, and it says so."""
+    """It needs six files; without the datasets there are no pictures, and it says so."""
     done = command(copied, run)
     assert done.stdout.startswith(f"{run}/report.html (without pictures: "), done.stderr
 

@@ -128,7 +128,7 @@ def test_state_is_whole_or_not_at_all(tmp_path, policy, monkeypatch):
     state there are no logs."""
     optimizer = torch.optim.AdamW([p for p in policy.model.parameters() if p.requires_grad])
     append(tmp_path / "log.jsonl", [{"step": 0}])
-    assert load_state(tmp_path, policy, optimizer) == -1 and not (tmp_path / "log.jsonl").exists()
+    assert load_state(tmp_path, policy, optimizer, 2) == -1 and not (tmp_path / "log.jsonl").exists()
     append(tmp_path / "log.jsonl", [{"step": 1}])
     save_state(tmp_path, policy, optimizer, 1)
     append(tmp_path / "log.jsonl", [{"step": 2}])
@@ -140,7 +140,7 @@ def test_state_is_whole_or_not_at_all(tmp_path, policy, monkeypatch):
     monkeypatch.setattr(torch, "save", torn)
     with pytest.raises(KeyboardInterrupt):
         save_state(tmp_path, policy, optimizer, 2)
-    assert load_state(tmp_path, policy, optimizer) == 1
+    assert load_state(tmp_path, policy, optimizer, 2) == 1
     assert lines(tmp_path / "log.jsonl") == [{"step": 1}]
 
     def full(state, file):
@@ -150,9 +150,9 @@ def test_state_is_whole_or_not_at_all(tmp_path, policy, monkeypatch):
             raise RuntimeError("unexpected pos 64 vs 0")
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="cannot write .*state.tmp: No space left on device"):
+    with pytest.raises(OSError, match="cannot write .*state.pt: No space left on device"):
         save_state(tmp_path, policy, optimizer, 2)
-    assert not (tmp_path / "state.tmp").exists() and load_state(tmp_path, policy, optimizer) == 1
+    assert not list(tmp_path.glob(".tmp*")) and load_state(tmp_path, policy, optimizer, 2) == 1
 
 
 def test_changed_setting_is_refused_with_the_difference(tmp_path, checkpoint, tree_judge, capsys):
@@ -761,7 +761,7 @@ def test_a_resume_that_cannot_be_loses_nothing(tmp_path, checkpoint, tree_judge)
     (run / "log.jsonl").write_bytes(whole)
     state = (run / "state.pt").read_bytes()
     torch.save({"step": 1}, run / "state.pt")
-    refused("state.pt is not a run's")
+    refused("state.pt is not this run's (it lacks adapter)")
     (run / "state.pt").write_bytes(state)
     (run / "state.pt").write_bytes((run / "state.pt").read_bytes()[:1000])
     refused(f"cannot resume: {run / 'state.pt'} is broken")

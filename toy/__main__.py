@@ -7,6 +7,7 @@ Run it in the repository's folder: "-m toy" finds the folder toy/ from there onl
 """
 
 import argparse
+import sys
 
 from toy.base_policy import base_policy
 from toy.sheet import contact_sheet
@@ -17,9 +18,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the base policy (default 0)")
     parser.add_argument("--sheet", metavar="PNG", help="also draw a contact sheet of the world")
     args = parser.parse_args()
-    if args.sheet:
-        contact_sheet(args.sheet)
-    print(base_policy(args.seed))
+    try:
+        if args.sheet:
+            contact_sheet(args.sheet)
+        print(base_policy(args.seed))
+    except (ValueError, OSError) as error:  # no such folder, a kind of picture that is none, a full disk
+        sys.exit(f"toy: {error}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ A picture of 48 x 48 pixels is 6 x 6 patches, and 2 x 2 of them make an image to
 B pictures or captions, L tokens of a prompt with its caption.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import math
@@ -15,6 +16,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 
 import numpy as np
 import torch
@@ -273,6 +275,7 @@ def train(tokenizer, seed: int, steps: int, progress: bool) -> Qwen2_5_VLForCond
 # ------------------------------------------------------------------------------------------------------------
 # Its checkpoint
 
+PARTIAL = ".partial-"  # how the folders begin that are not yet whole
 READ = ("base_policy", "captions", "shapes", "world")  # the files that decide what is trained
 
 
@@ -300,9 +303,20 @@ def write_checkpoint(folder: pathlib.Path, seed: int, steps: int, progress: bool
             model = train(tokenizer, seed, steps, progress)
     finally:
         torch.set_num_threads(threads)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    image_processor().save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        image_processor().save_pretrained(folder)
+    except Exception as error:  # a full disk, for which each library has an error of its own
+        raise OSError(f"cannot write the base policy into {folder.parent}: {error}") from None
+
+
+def clear_leftovers(cache: pathlib.Path) -> None:
+    """Removes what killed trainings have left. One that still runs is not as old as a day."""
+    for partial in cache.glob(PARTIAL + "*"):
+        with contextlib.suppress(OSError):  # another process was faster
+            if time.time() - partial.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(partial)
 
 
 def base_policy(seed: int = 0, cache=None, progress: bool = True, steps: int = STEPS) -> pathlib.Path:
@@ -310,7 +324,7 @@ def base_policy(seed: int = 0, cache=None, progress: bool = True, steps: int = S
 
     cache: ~/.cache/speciarl unless given. One thread, own seed: the same checkpoint bit for bit on one
     machine. It is written aside and renamed whole, so a killed run leaves nothing that passes for a
-    checkpoint, and two runs may overlap.
+    checkpoint, and two runs may overlap. Raises OSError where it can't be written.
     """
     cache = pathlib.Path(cache or "~/.cache/speciarl").expanduser()
     folder = cache / checkpoint_name(seed, steps)
@@ -318,7 +332,8 @@ def base_policy(seed: int = 0, cache=None, progress: bool = True, steps: int = S
         return folder
 
     cache.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=".partial-", dir=cache))
+    clear_leftovers(cache)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=PARTIAL, dir=cache))
     try:
         write_checkpoint(partial, seed, steps, progress)
         try:

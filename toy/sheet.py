@@ -5,6 +5,7 @@
 
 from PIL import Image, ImageDraw, ImageFont
 
+from support.files import replacing
 from toy.shapes import COLOURS, DOMAINS, FAMILIES
 from toy.world import SIZE, draw, render, rng_for
 
@@ -40,7 +41,8 @@ def as_they_come(domain: str) -> list[tuple[Image.Image, str, str]]:
 
 
 def contact_sheet(path) -> None:
-    """Saves a PNG of the world: a domain's families on the left, its pictures as they come on the right."""
+    """Saves a PNG of the world: a domain's families on the left, its pictures as they come on the right.
+    Raises OSError where it can't be written, ValueError for the name of no kind of picture."""
     height = TOP + len(DOMAINS) * ROW
     sheet = Image.new("RGB", (WIDTH, height), "white")
     pen = ImageDraw.Draw(sheet)
@@ -62,4 +64,5 @@ def contact_sheet(path) -> None:
         y = TOP + row * ROW
         paste_row(families(domain, row), LEFT, y)
         paste_row(as_they_come(domain), RIGHT, y)
-    sheet.save(path)
+    with replacing(path) as temporary:
+        sheet.save(temporary)
