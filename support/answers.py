@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from lora import adapter_weights
 from support.files import append
 
 
@@ -26,7 +27,7 @@ def answers_file(out: str) -> Path:
 
 def weights_hash(adapter: str) -> str:
     """Names an adapter's weights: answers of another training, in the same folder, are others."""
-    weights = (Path(adapter) / "adapter_model.safetensors").read_bytes()
+    weights = adapter_weights(adapter).read_bytes()
     return hashlib.sha256(weights).hexdigest()[:16]
 
 
