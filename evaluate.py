@@ -21,7 +21,6 @@ Where this departs from the paper and from lmms-owc:
 """
 
 import argparse
-import math
 import re
 import sys
 from collections import Counter
@@ -41,7 +40,7 @@ from metrics import Tally, means_over, measured, merge, similarity, text_inclusi
 from policy import Policy
 from rollout import PROMPTS, Group, sample
 from support.answers import answers_file, append_answers, stored_answers, weights_hash
-from support.command_line import first_line
+from support.command_line import ANSWERS, COUNT, FROM_0, SEED, TEMPERATURE, TOKENS, check_value, first_line
 from support.embedder import load_embedder
 from support.files import write_json
 from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, adapter_folder, base_models,
@@ -294,12 +293,12 @@ class Command:
 def check_options(args) -> None:
     """Raises ValueError for an option that can't be, alone or beside the others."""
     # numbers
-    for name in ("n", "rows", "max_new_tokens", "max_pixels"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if args.temperature is not None and not 0 <= args.temperature < math.inf:
-        raise ValueError(f"--temperature must be 0 or more, got {args.temperature}")
+    numbers = {"n": ANSWERS, "rows": COUNT, "max_new_tokens": TOKENS, "max_pixels": COUNT, "limit": COUNT,
+               "seed": SEED, "temperature": FROM_0}
+    for name, must in numbers.items():
+        check_value(name, getattr(args, name), must)
+    if args.temperature:  # 0 is greedy
+        check_value("temperature", args.temperature, TEMPERATURE)
 
     # where the figures go: nothing of somebody else's is overwritten
     if args.out:

@@ -44,8 +44,8 @@ from policy import Policy, Prompt, completion_logprobs
 from reward import SCHEMES, inject_noise, speciarl_rewards, static_rewards
 from rollout import Group, sample, seed_for, stack
 from support import report
-from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, SHARE, check, one_line_errors,
-                                  option, parser, resumed_config)
+from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, RANK_OF_LORA, RATE, SEED, SHARE,
+                                  TEMPERATURE, TOKENS, check, one_line_errors, option, parser, resumed_config)
 from support.files import append, write_json
 from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, is_toy, load_judge, load_policy, question_for,
                              trust)
@@ -91,7 +91,7 @@ class Config:
     rows: int = option(512, "answers decoded at a time (memory)", must=COUNT)
     epochs: int = option(15, "passes over the images, unless --steps is given", "official", COUNT)
     steps: int | None = option(None, "steps", "official: 165", COUNT)
-    lr: float = option(3e-5, "AdamW learning rate, constant", "official", ABOVE_0)
+    lr: float = option(3e-5, "AdamW learning rate, constant", "official", RATE)
     warmup: int = option(0, "steps of linear warm-up", "official", FROM_0)
     betas: tuple = option((0.9, 0.999), "AdamW betas", "official", nargs=2, type=float)
     weight_decay: float = option(0.01, "AdamW weight decay", "official", FROM_0)
@@ -103,13 +103,14 @@ class Config:
     quorum: float = option(0.0, "share of answers that must reach the bar; 0: any one", "ours", SHARE)
     malformed: float = option(-1.0, "reward of an answer that can't be read", "official", FINITE)
     noise: float = option(0.0, "probability that a verdict moves one rung (ablation)", "official: 0", SHARE)
-    temperature: float = option(1.0, "sampling temperature", "official", ABOVE_0)
-    max_new_tokens: int = option(512, "longest completion, tokens", "official: 2048", COUNT)
-    max_pixels: int | None = option(512 * 28 * 28, "larger images are scaled down", "official: no such limit")
-    lora_rank: int = option(64, "LoRA rank", "official", COUNT)
+    temperature: float = option(1.0, "sampling temperature", "official", TEMPERATURE)
+    max_new_tokens: int = option(512, "longest completion, tokens", "official: 2048", TOKENS)
+    max_pixels: int | None = option(512 * 28 * 28, "larger images are scaled down", "official: no such limit",
+                                    COUNT)
+    lora_rank: int = option(64, "LoRA rank", "official", RANK_OF_LORA)
     lora_alpha: float = option(32, "LoRA alpha (scale = alpha / rank)", "official", ABOVE_0)
     checkpointing: bool = option(False, "make activations again in backward (memory)", "official: on")
-    seed: int = option(0, "of everything but the data subset", "official: 1")
+    seed: int = option(0, "of everything but the data subset", "official: 1", SEED)
     eval_every: int = option(5, "steps between validations, 0 = only before", "official", FROM_0)
     eval_limit: int = option(300, "images of each validation and test set", "official: all", COUNT)
     out: str | None = option(None, "run folder; None: runs/DATA-REWARD-seedSEED")

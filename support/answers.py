@@ -91,7 +91,7 @@ def parse_line(file: Path, number: int, line: bytes) -> dict:
             return dict(value["arguments"])
         value["id"]  # every record has one: a KeyError or a TypeError, where it is none
         return value
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(f"{file}, line {number} is no record of an evaluation") from None
 
 

@@ -82,9 +82,21 @@ def load_judge(name: str, options, device) -> Judge:
     if name == "taxonomy":
         return TaxonomyJudge(world.parents())
     cache = None
-    if options.judge_cache != "none":
-        cache = Path(options.judge_cache).expanduser()
+    is_tree = name.endswith(".json")  # faster than its cache would be
+    if options.judge_cache != "none" and not is_tree:
+        cache = verdict_file(options.judge_cache)
     return open_judge(name, options.judge_model, options.judge_prompt, options.judge_key_file, cache, device)
+
+
+def verdict_file(name: str) -> Path:
+    """The file that verdicts are remembered in; its folder is made. Raises OSError where it can't be."""
+    try:
+        file = Path(name).expanduser()
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        raise OSError(f"cannot remember verdicts in {name} ({error}): --judge-cache FILE names another "
+                      "place, --judge-cache none remembers none") from None
+    return file
 
 
 class JudgeFailed(Exception):
