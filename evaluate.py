@@ -40,7 +40,8 @@ from metrics import Tally, means_over, measured, merge, similarity, text_inclusi
 from policy import Policy
 from rollout import PROMPTS, Group, sample
 from support.answers import answers_file, append_answers, stored_answers, weights_hash
-from support.command_line import ANSWERS, COUNT, FROM_0, SEED, TEMPERATURE, TOKENS, check_value, first_line
+from support.command_line import (ANSWERS, COUNT, FROM_0, SECONDS, SEED, TEMPERATURE, TOKENS, check_value,
+                                  first_line)
 from support.embedder import load_embedder
 from support.files import write_json
 from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, JudgeFailed, adapter_folder, base_models,
@@ -294,7 +295,7 @@ def check_options(args) -> None:
     """Raises ValueError for an option that can't be, alone or beside the others."""
     # numbers
     numbers = {"n": ANSWERS, "rows": COUNT, "max_new_tokens": TOKENS, "max_pixels": COUNT, "limit": COUNT,
-               "seed": SEED, "temperature": FROM_0}
+               "seed": SEED, "temperature": FROM_0, "judge_timeout": SECONDS, "judge_patience": SECONDS}
     for name, must in numbers.items():
         check_value(name, getattr(args, name), must)
     if args.temperature:  # 0 is greedy
@@ -360,7 +361,7 @@ def answer_arguments(args, command: Command) -> dict:
     """All that the answers depend on, as the files of --out say it: another command's answers are refused.
     Left out is what only says where they go, how many are decoded at a time, and how a judge is reached."""
     arguments = dict(vars(args))
-    for name in ("image", "out", "rows", "judge_cache", "judge_key_file"):
+    for name in ("image", "out", "rows", "judge_cache", "judge_key_file", "judge_timeout", "judge_patience"):
         del arguments[name]
     arguments["adapter"] = command.adapters
     arguments["model"] = command.model

@@ -762,6 +762,8 @@ def load_whole(name: str, dtype):
 
 JUDGES = Path(__file__).with_name("judges")  # the folder that may be left behind
 LONGEST_REASON = 300  # letters
+TIMEOUT = 30.0    # seconds that a server has for a request
+PATIENCE = 300.0  # and for all pairs of a step
 
 
 def need_judges(what: str) -> None:
@@ -791,9 +793,10 @@ def load_llm(name: str, prompt: str | None, device) -> LLMJudge:
 
 
 def open_judge(name: str, model: str | None = None, prompt: str | None = None, key_file: str | None = None,
-               cache=None, device="cpu") -> Judge:
+               cache=None, device="cpu", timeout: float = TIMEOUT, patience: float = PATIENCE) -> Judge:
     """A judge by its name: a server's URL (with the model's name there), a taxonomy's JSON file, or a chat
-    model; `cache`: a file to remember verdicts in. Raises ValueError or OSError."""
+    model; `cache`: a file to remember verdicts in; timeout, patience: seconds that a server has for a request
+    and for a call. Raises ValueError or OSError."""
     if name.endswith(".json"):
         need_judges("a tree of names")
         from judges.taxonomy import TaxonomyJudge
@@ -802,7 +805,8 @@ def open_judge(name: str, model: str | None = None, prompt: str | None = None, k
     if "://" in name:
         need_judges("a judge on a server")
         from judges.server import ServerJudge
-        judge = ServerJudge(name, model or "", key_file, prompt or "detailed")
+        judge = ServerJudge(name, model or "", key_file, prompt or "detailed", timeout=timeout,
+                            patience=patience)
     else:
         judge = load_llm(name, prompt, device)
 
@@ -822,6 +826,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--judge-prompt", help="short, detailed, or a text file (default: by the model's size; a "
                                           "server's: detailed)")
     p.add_argument("--judge-key-file", help="file with the server's key (default: JUDGE_API_KEY)")
+    p.add_argument("--judge-timeout", type=float, default=TIMEOUT,
+                   help=f"seconds that a server has for a request (default: {TIMEOUT:g})")
+    p.add_argument("--judge-patience", type=float, default=PATIENCE,
+                   help=f"seconds that a server has for all pairs of a step (default: {PATIENCE:g})")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -857,7 +865,8 @@ def run(args: argparse.Namespace) -> None:
         from judges.audit import audit, read_audit
         rows = read_audit(args.audit)
 
-    judge = open_judge(args.judge, args.judge_model, args.judge_prompt, args.judge_key_file)
+    judge = open_judge(args.judge, args.judge_model, args.judge_prompt, args.judge_key_file,
+                       timeout=args.judge_timeout, patience=args.judge_patience)
     if args.ask:
         show_verdict(judge, *args.ask)
     if args.audit:

@@ -44,8 +44,9 @@ from policy import Policy, Prompt, completion_logprobs
 from reward import SCHEMES, inject_noise, speciarl_rewards, static_rewards
 from rollout import Group, sample, seed_for, stack
 from support import report
-from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, RANK_OF_LORA, RATE, SEED, SHARE,
-                                  TEMPERATURE, TOKENS, check, one_line_errors, option, parser, resumed_config)
+from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, RANK_OF_LORA, RATE, SECONDS, SEED,
+                                  SHARE, TEMPERATURE, TOKENS, check, one_line_errors, option, parser,
+                                  resumed_config)
 from support.files import append, write_json
 from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, is_toy, load_judge, load_policy, question_for,
                              trust)
@@ -79,6 +80,8 @@ class Config:
     judge_model: str | None = option(None, "the model's name on a judge server")
     judge_prompt: str | None = option(None, "short, detailed or a text file; None: by the judge's size")
     judge_key_file: str | None = option(None, "file with the server's key; None: JUDGE_API_KEY")
+    judge_timeout: float = option(30.0, "seconds that a judge server has for a request", must=SECONDS)
+    judge_patience: float = option(300.0, "seconds that it has for all answers of a step", must=SECONDS)
     judge_cache: str = option(VERDICTS, "file of remembered verdicts, or none", "official: Redis")
     max_judge_errors: float = option(0.5, "share of groups without a verdict that ends the run", must=SHARE)
     method: str = option("rl", "rl; supervised fine-tuning is python -m baselines.sft", "official: rl",
@@ -121,8 +124,8 @@ TOY = dict(limit=1000, model="toy", judge="taxonomy", images_per_step=16, miniba
            steps=60, lr=7e-4, warmup=10, betas=(0.9, 0.99), max_new_tokens=16, max_pixels=None, lora_rank=16,
            eval_every=20)
 
-# A resumed run may change these: they change memory, and of the numbers nothing but rounding.
-MEMORY = {"micro_batch", "rows", "checkpointing"}
+# A resumed run may change these: they change memory and waiting, and of the numbers nothing but rounding.
+MEMORY = {"micro_batch", "rows", "checkpointing", "judge_timeout", "judge_patience"}
 
 
 @dataclass

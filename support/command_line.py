@@ -33,6 +33,7 @@ TEMPERATURE = (lambda value: 0.001 <= value <= 1000, "above 0 (from 0.001 on), a
 FROM_0 = (lambda value: 0 <= value <= 1e6, "0 or more, at most 1,000,000")
 ABOVE_0 = (lambda value: 0 < value <= 1e6, "above 0, at most 1,000,000")
 FINITE = (lambda value: abs(value) <= 1e6, "a finite number, at most 1,000,000 from 0")
+SECONDS = (lambda value: 0 < value <= 86_400, "above 0, at most 86,400")
 SEED = (lambda value: abs(value) < 2 ** 63, "a number of 64 bits")
 
 

@@ -39,6 +39,8 @@ ENDS = {
     "--seed": ([-2 ** 63 + 1, 2 ** 63 - 1], [2 ** 63, -2 ** 63, 10 ** 40]),
     "--eval-every": ([0, 10 ** 6], [-1, 10 ** 20]),
     "--eval-limit": ([1, 10 ** 9], [0, 10 ** 20]),
+    "--judge-timeout": ([0.1, 86_400], [0, -1, 86_401, "1e300", "inf", "nan"]),
+    "--judge-patience": ([0.1, 86_400], [0, -1, 86_401, "1e300", "inf", "nan"]),
     "--max-judge-errors": ([0, 1], [-0.1, 1.1, "nan"]),
 }
 
@@ -69,7 +71,7 @@ def test_baselines_sft_has_the_same_ends():
 
 
 @pytest.mark.parametrize("option", ["--n", "--limit", "--rows", "--max-new-tokens", "--max-pixels", "--seed",
-                                    "--temperature"])
+                                    "--temperature", "--judge-timeout", "--judge-patience"])
 def test_the_ends_of_a_number_of_evaluate(option):
     passes, fails = ENDS[option]
     also_fine = {"--n": [1], "--temperature": [0]}.get(option, [])
@@ -95,7 +97,7 @@ def test_verdicts_without_a_home(tmp_path, monkeypatch, judge_folder):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     options = SimpleNamespace(judge_cache="~/.cache/speciarl/verdicts.sqlite", judge_model=None,
-                              judge_prompt=None, judge_key_file=None)
+                              judge_prompt=None, judge_key_file=None, judge_timeout=1, judge_patience=1)
     with pytest.raises(OSError) as e:
         load_judge(str(judge_folder), options, "cpu")
     assert "cannot remember verdicts in ~/.cache" in str(e.value) and "--judge-cache none" in str(e.value)
