@@ -21,7 +21,6 @@ Where this departs from the paper and from lmms-owc:
 """
 
 import argparse
-import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -41,7 +40,8 @@ from metrics import Tally, means_over, measured, merge, similarity, text_inclusi
 from policy import Policy
 from rollout import PROMPTS, Group, sample
 from support.answers import answers_file, append_answers, lock_answers, stored_answers, weights_hash
-from support.command_line import first_line
+from support.command_line import (ANSWERS, COUNT, FROM_0, SECONDS, SEED, SHARE, TEMPERATURE, TOKENS,
+                                  check_value, first_line)
 from support.embedder import load_embedder
 from support.files import write_json
 from support.memory import rows_at_a_time
@@ -312,14 +312,13 @@ class Command:
 def check_options(args) -> None:
     """Raises ValueError for an option that can't be, alone or beside the others."""
     # numbers
-    for name in ("n", "rows", "max_new_tokens", "max_pixels"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    if args.temperature is not None and not 0 <= args.temperature < math.inf:
-        raise ValueError(f"--temperature must be 0 or more, got {args.temperature}")
-    if not 0 <= args.max_unreadable <= 1:
-        raise ValueError(f"--max-unreadable must be in [0, 1], got {args.max_unreadable}")
+    numbers = {"n": ANSWERS, "rows": COUNT, "max_new_tokens": TOKENS, "max_pixels": COUNT, "limit": COUNT,
+               "seed": SEED, "temperature": FROM_0, "max_unreadable": SHARE, "judge_timeout": SECONDS,
+               "judge_patience": SECONDS}
+    for name, must in numbers.items():
+        check_value(name, getattr(args, name), must)
+    if args.temperature:  # 0 is greedy
+        check_value("temperature", args.temperature, TEMPERATURE)
 
     # words that neither the files nor the answers could hold
     for name, value in vars(args).items():
@@ -387,7 +386,8 @@ def answer_arguments(args, command: Command) -> dict:
     """All that the answers depend on, as the files of --out say it: another command's answers are refused.
     Left out is what only says where they go, how many are decoded at a time, and how a judge is reached."""
     arguments = dict(vars(args))
-    for name in ("image", "out", "rows", "max_unreadable", "judge_cache", "judge_key_file"):
+    for name in ("image", "out", "rows", "max_unreadable", "judge_cache", "judge_key_file", "judge_timeout",
+                 "judge_patience"):
         del arguments[name]
     arguments["adapter"] = command.adapters
     arguments["model"] = command.model

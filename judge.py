@@ -1066,11 +1066,12 @@ class LLMJudge(BaseJudge):
         """From a hub name or a folder. Float32 on a CPU: in bfloat16 a verdict depends on what shares its
         row."""
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
         is_cpu = torch.device(device).type == "cpu"
         dtype = torch.float32 if is_cpu else torch.bfloat16
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="sdpa").to(device)
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        refuse_foreign_code(name)
+        model = load_whole(name, dtype).to(device)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
         # A folder's weights may change, and verdicts with them: its files' times are part of its name.
         files = sorted(Path(name).glob("*.safetensors"))
@@ -1080,10 +1081,48 @@ class LLMJudge(BaseJudge):
         return cls(model, tokenizer, name=name, **kwargs)
 
 
+def refuse_foreign_code(name: str) -> None:
+    """Raises ValueError for a model that only its authors' own code can load: it lies beside the weights, and
+    transformers would ask on the terminal whether to run it."""
+    from transformers import CONFIG_MAPPING, PreTrainedConfig
+    settings, _ = PreTrainedConfig.get_config_dict(name)
+    model_type = settings.get("model_type")
+    if "auto_map" in settings and model_type not in CONFIG_MAPPING:
+        raise ValueError(f"{model_type} needs its authors' own code, which is never run here: choose a chat "
+                         "model that transformers knows (as a policy, InternVL's -hf repositories)")
+
+
+def load_whole(name: str, dtype):
+    """The causal language model with all its weights from its files. Raises ValueError where one is missing
+    or of another shape: transformers would draw it at random, and go on."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    # Its report of such weights, a table, would stand before our line.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, output_loading_info=True,
+            ignore_mismatched_sizes=True)
+    finally:
+        logging.set_verbosity(verbosity)
+
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ValueError(f"{len(missing)} of its weights are missing, the first is {missing[0]}")
+    for key, in_file, in_model in sorted(found["mismatched_keys"]):
+        raise ValueError(f"{key} is {tuple(in_file)} in its file, {tuple(in_model)} by its config.json")
+    return model
+
+
 # ------------------------------------------------------------------------------------------------------------
 # Opening a judge by its name
 
 JUDGES = Path(__file__).with_name("judges")  # the folder that may be left behind
+LONGEST_REASON = 300  # letters
+TIMEOUT = 30.0    # seconds that a server has for a request
+PATIENCE = 300.0  # and for all pairs of a step
 
 
 def need_judges(what: str) -> None:
@@ -1106,13 +1145,17 @@ def load_llm(name: str, prompt: str | None, device) -> LLMJudge:
             judge_class = PackedJudge
         return judge_class.load(name, device, prompt=prompt)
     except Exception as e:  # whatever a broken folder or a missing package makes transformers say
-        raise OSError(f"cannot load the judge {name!r}: {first_line(e)}") from None
+        why = " ".join(str(e).split())[:LONGEST_REASON] or type(e).__name__
+        if type(e).__name__ == "SafetensorError":
+            why = f"a file of weights is cut off, damaged, or only a pointer of Git LFS ({why})"
+        raise OSError(f"cannot load the judge {name!r}: {why}") from None
 
 
 def open_judge(name: str, model: str | None = None, prompt: str | None = None, key_file: str | None = None,
-               cache=None, device="cpu") -> Judge:
+               cache=None, device="cpu", timeout: float = TIMEOUT, patience: float = PATIENCE) -> Judge:
     """A judge by its name: a server's URL (with the model's name there), a taxonomy's JSON file, or a chat
-    model; `cache`: a file to remember verdicts in. Raises ValueError or OSError."""
+    model; `cache`: a file to remember verdicts in; timeout, patience: seconds that a server has for a request
+    and for a call. Raises ValueError or OSError."""
     if name.endswith(".json"):
         need_judges("a tree of names")
         from judges.taxonomy import TaxonomyJudge
@@ -1121,7 +1164,8 @@ def open_judge(name: str, model: str | None = None, prompt: str | None = None, k
     if "://" in name:
         need_judges("a judge on a server")
         from judges.server import ServerJudge
-        judge = ServerJudge(name, model or "", key_file, prompt or "detailed")
+        judge = ServerJudge(name, model or "", key_file, prompt or "detailed", timeout=timeout,
+                            patience=patience)
     else:
         judge = load_llm(name, prompt, device)
 
@@ -1141,6 +1185,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--judge-prompt", help="short, detailed, or a text file (default: by the model's size; a "
                                           "server's: detailed)")
     p.add_argument("--judge-key-file", help="file with the server's key (default: JUDGE_API_KEY)")
+    p.add_argument("--judge-timeout", type=float, default=TIMEOUT,
+                   help=f"seconds that a server has for a request (default: {TIMEOUT:g})")
+    p.add_argument("--judge-patience", type=float, default=PATIENCE,
+                   help=f"seconds that a server has for all pairs of a step (default: {PATIENCE:g})")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -1176,7 +1224,8 @@ def run(args: argparse.Namespace) -> None:
         from judges.audit import audit, read_audit
         rows = read_audit(args.audit)
 
-    judge = open_judge(args.judge, args.judge_model, args.judge_prompt, args.judge_key_file)
+    judge = open_judge(args.judge, args.judge_model, args.judge_prompt, args.judge_key_file,
+                       timeout=args.judge_timeout, patience=args.judge_patience)
     if args.ask:
         show_verdict(judge, *args.ask)
     if args.audit:

@@ -7,7 +7,8 @@ KL needs no second copy. Copy this file alone; it needs torch and safetensors.
 Where this departs from peft:
 1. Float32 master weights whatever the base's dtype, cast in forward: bfloat16 loses Adam steps of 3e-5.
 2. Never merged: merging and unmerging in bfloat16 would drift the frozen weights. No dropout.
-3. An adapter that does not fit the model key by key is refused; peft loads it as a no-op with a warning.
+3. An adapter that does not fit the model key by key is refused; peft loads it as a no-op with a warning. So
+   is one that is called LoRA and computes something else (DoRA, PiSSA, aLoRA, ...).
 """
 
 import json
@@ -19,7 +20,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -135,17 +135,25 @@ def lora_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def set_lora_state(model: nn.Module, state: dict[str, Tensor], source="the adapter") -> None:
-    """Copies an adapter's tensors into the model's LoRA layers. Raises ValueError unless keys and shapes are
-    exactly the model's: a key that matches nothing would otherwise load as a silent no-op."""
+    """Copies an adapter's tensors into the model's LoRA layers. Raises ValueError, and copies none, unless
+    keys and shapes are exactly the model's (a key that matches nothing would otherwise load as a silent
+    no-op) and all values are finite."""
     own = lora_state(model)
     unmatched = sorted(own.keys() ^ state.keys())
     if unmatched:
         raise ValueError(f"{source} does not fit this model: {len(unmatched)} keys differ, "
                          f"the first is {unmatched[0]}")
     for key, value in own.items():
-        if value.shape != state[key].shape:
-            raise ValueError(f"{source} does not fit this model: {key} is {tuple(state[key].shape)}, "
+        given = state[key]
+        if not isinstance(given, Tensor) or not given.is_floating_point():
+            raise ValueError(f"{source} is broken: {key} holds no real numbers")
+        if given.shape != value.shape:
+            raise ValueError(f"{source} does not fit this model: {key} is {tuple(given.shape)}, "
                              f"the model's {tuple(value.shape)}")
+        if not given.float().isfinite().all():
+            raise ValueError(f"{source} is broken: {key} holds NaN or infinity")
+
+    for key, value in own.items():
         value.data.copy_(state[key])
 
 
@@ -203,34 +211,196 @@ def replace_file(file: Path, content: bytes) -> None:
         raise OSError(f"cannot write the adapter into {file.parent}: {e.strerror}") from None
 
 
+# ------------------------------------------------------------------------------------------------------------
+# Reading an adapter, this file's or PEFT's
+#
+# PEFT knows many kinds of adapters that are called LoRA and compute something else. They have the same
+# tensors, and only the config tells. So what it may say is written down here, and all else is refused.
+
+# Fields that may hold anything: they are not about what an adapted layer computes.
+HARMLESS = {
+    "base_model_name_or_path", "revision", "task_type", "auto_mapping", "peft_version", "inference_mode",
+    "lora_dropout",  # of training alone
+    "megatron_core", "qalora_group_size",  # these do nothing where megatron_config and use_qalora are empty
+    "r", "lora_alpha", "target_modules", "exclude_modules", "layers_to_transform",  # read below
+    "layers_pattern",
+}
+# Fields that must hold one of these. A start other than PEFT's usual ones has changed the base's weights too:
+# what is saved of the adapter is the difference to another base.
+PLAIN = {
+    "peft_type": ["LORA"],
+    "bias": ["none"],
+    "init_lora_weights": [True, False, "gaussian"],
+    "alora_invocation_tokens": [None],
+}
+EMPTY = [None, False, "", [], {}]  # what every other field must be, of later versions too
+
+LARGEST_ALPHA = 1e6
+
+
+def find_adapter(folder) -> Path:
+    """The folder that holds adapter_config.json: this one, or the only one in it that does (PEFT keeps an
+    adapter that has a name so). Raises OSError where there is none, ValueError where there are several."""
+    folder = Path(folder)
+    if (folder / "adapter_config.json").is_file():
+        return folder
+    named = sorted(file.parent for file in folder.glob("*/adapter_config.json"))
+    if not named:
+        raise OSError(f"no adapter in {folder}: there is no adapter_config.json")
+    if len(named) > 1:
+        raise ValueError(f"{folder} holds several adapters, name one: {', '.join(map(str, named))}")
+    return named[0]
+
+
+def adapter_weights(folder) -> Path:
+    """The file with an adapter's tensors. Raises OSError where there is none."""
+    folder = find_adapter(folder)
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        if (folder / name).is_file():
+            return folder / name
+    raise OSError(f"no weights in {folder}: there is no adapter_model.safetensors")
+
+
 def adapter_config(folder) -> dict:
     """The adapter_config.json that save_adapter, or PEFT, wrote. Raises OSError where there is none,
-    ValueError where it is no plain LoRA's: another scale would be wrong without an error."""
-    file = Path(folder) / "adapter_config.json"
-    if not file.is_file():
-        raise OSError(f"no adapter in {folder}: there is no adapter_config.json")
+    ValueError where it is broken or no plain LoRA's: what another kind computes would be wrong without an
+    error."""
+    file = find_adapter(folder) / "adapter_config.json"
     try:
-        config = json.loads(file.read_text())
-        for needed in ("r", "lora_alpha"):
-            config[needed]  # raises where it is missing, or where the file holds no dict
-    except (ValueError, LookupError, TypeError) as e:
-        raise ValueError(f"the adapter {folder} is broken: {e!r}") from None
+        config = json.loads(file.read_text(encoding="utf-8"))
+        rank = config["r"]  # raises where it is missing, or where the file holds no dict
+        alpha = config["lora_alpha"]
+    except (ValueError, LookupError, TypeError, RecursionError) as e:
+        reason = f"{type(e).__name__}: {str(e)[:100]}"
+        raise ValueError(f"the adapter {folder} is broken: its adapter_config.json ({reason})") from None
 
-    # What PEFT would scale in another way, layer by layer or as a whole.
-    variants = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern")
-    used = [key for key in variants if config.get(key)]
-    if used:
-        raise ValueError(f"the adapter {folder} is no plain LoRA: it has {', '.join(used)}")
+    if type(rank) is not int or rank < 1:
+        raise ValueError(f"the adapter {folder} is broken: its rank r is {say(rank)}, not 1 or more")
+    is_number = type(alpha) in (int, float)
+    if not is_number or not abs(alpha) <= LARGEST_ALPHA:
+        raise ValueError(f"the adapter {folder} is broken: its lora_alpha is {say(alpha)}, no number up to "
+                         f"{LARGEST_ALPHA:g}")
+    base = config.get("base_model_name_or_path")
+    if base is not None and not isinstance(base, str):
+        raise ValueError(f"the adapter {folder} is broken: its base_model_name_or_path is {say(base)}")
+
+    for field, value in config.items():
+        may_be = PLAIN.get(field, EMPTY)
+        if field not in HARMLESS and value not in may_be:
+            raise ValueError(f"the adapter {folder} is no plain LoRA: its config says {field} = {say(value)}")
     return config
 
 
+def say(value) -> str:
+    """A value of a config as it stands there, in a few letters."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:60] + " ..."
+
+
 def load_adapter(model: nn.Module, folder) -> None:
-    """Adds a saved adapter. Raises OSError where there is none, ValueError where it is broken or does not
-    fit."""
+    """Adds a saved adapter, which may be on fewer layers than add_lora's. Raises OSError where there is none,
+    ValueError where it is broken, no plain LoRA, or does not fit."""
     config = adapter_config(folder)
-    try:
-        state = load_file(Path(folder) / "adapter_model.safetensors")
-    except SafetensorError as e:
-        raise ValueError(f"the adapter {folder} is broken: {e!r}") from None
+    source = f"the adapter {folder}"
+    state = read_tensors(adapter_weights(folder), source)
+
+    # Before the model is touched: a rank that the tensors don't have would ask for any amount of memory.
+    for key, tensor in state.items():
+        if key.endswith("lora_A.weight") and tensor.shape[:1] != (config["r"],):
+            raise ValueError(f"{source} does not fit its config: {key} is {tuple(tensor.shape)}, the rank "
+                             f"{say(config['r'])}")
     add_lora(model, config["r"], config["lora_alpha"])
-    set_lora_state(model, state, f"the adapter {folder}")
+    check_layers(model, state, config, source)
+
+    # A layer that the adapter leaves alone keeps its B of zeros, which changes nothing.
+    set_lora_state(model, lora_state(model) | state, source)
+
+
+def read_tensors(file: Path, source: str) -> dict[str, Tensor]:
+    """An adapter's tensors by PEFT's names. Raises ValueError where the file holds anything else."""
+    try:
+        if file.suffix == ".safetensors":
+            state = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)  # never code
+    except OSError:
+        raise
+    except Exception as e:  # whatever a broken file leads to
+        reason = " ".join(str(e).split())[:100]
+        raise ValueError(f"{source} is broken: {file.name} is cut off, damaged, or only a pointer of Git LFS "
+                         f"({type(e).__name__}: {reason})") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{source} is broken: {file.name} holds something else than tensors by name")
+    return state
+
+
+def check_layers(model: nn.Module, state: dict[str, Tensor], config: dict, source: str) -> None:
+    """Raises ValueError, naming the first, where an adapter has tensors that no LoRALinear of the model
+    takes, or has not those that its config promises."""
+    own = lora_state(model).keys()
+
+    # A and B of a layer come first: they tell most.
+    strange = sorted(state.keys() - own, key=lambda key: (".lora_" not in key, key))
+    if strange:
+        layer = strange[0].removeprefix("base_model.model.").rsplit(".lora_", 1)[0]
+        paths = [path for path, _ in model.named_modules()]
+        reason = "this model has no such layer"
+        if layer in paths:
+            reason = "adapters are on the language model's linear layers alone"
+        raise ValueError(f"{source} does not fit this model: it has {strange[0]}, and {reason}")
+
+    # Both of a layer's tensors, of each layer that the config names.
+    promised = set()
+    for layer in lora_layers(model):
+        pair = {f"base_model.model.{layer}.lora_{x}.weight" for x in "AB"}
+        if config.get("target_modules") is None:  # it names none: those that are there
+            is_promised = bool(pair & state.keys())
+        else:
+            is_promised = is_target(layer, config, source)
+        if is_promised:
+            promised |= pair
+    differing = sorted(promised ^ state.keys())
+    if differing:
+        raise ValueError(f"{source} is not whole: its config and its tensors differ in {len(differing)} "
+                         f"keys, the first is {differing[0]}")
+    if not state:
+        raise ValueError(f"{source} holds no tensor for this model")
+
+
+def is_target(layer: str, config: dict, source: str) -> bool:
+    """Whether the config says that this layer (its path in the model) is adapted, as PEFT reads it."""
+    targets = config.get("target_modules")
+    try:
+        is_named = names_layer(targets, layer)
+        is_excluded = names_layer(config.get("exclude_modules") or [], layer)
+        return is_named and not is_excluded and is_in_chosen_layers(layer, config)
+    except (TypeError, re.error):
+        raise ValueError(f"{source} is broken: its config's target_modules ({say(targets)}), or what limits "
+                         "them, cannot be read") from None
+
+
+def names_layer(names: str | list[str], layer: str) -> bool:
+    """Whether a regex on whole paths, or a list of paths' ends, names a layer."""
+    if names == "all-linear":
+        return True
+    if isinstance(names, str):
+        return re.fullmatch(names, layer) is not None
+    return any(layer == name or layer.endswith(f".{name}") for name in names)
+
+
+def is_in_chosen_layers(layer: str, config: dict) -> bool:
+    """Whether the number in a layer's path ("model.layers.7.mlp") is one of layers_to_transform, if there are
+    any."""
+    numbers = config.get("layers_to_transform")
+    if numbers is None or numbers == []:
+        return True
+    if isinstance(numbers, int):
+        numbers = [numbers]
+    patterns = config.get("layers_pattern") or [r"[^.]*"]
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    for pattern in patterns:
+        found = re.match(rf"(?:.*?\.)?{pattern}\.(\d+)\.", layer)
+        if found:
+            return int(found[1]) in numbers
+    return False

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
@@ -37,8 +38,8 @@ from transformers import GenerationConfig
 from transformers.processing_utils import ProcessorMixin
 
 from grpo import chunked_logprobs
-from support.checkpoints import (banned_tokens, check_chat_template, end_of_sequence_ids, load_checkpoint,
-                                 padding_id, render_question)
+from support.checkpoints import (banned_tokens, check_chat_template, end_of_sequence_ids, limit_pixels,
+                                 load_checkpoint, one_line, padding_id, render_question)
 
 IMAGES_AT_ONCE = 32  # a bound on the vision tower's memory
 
@@ -73,8 +74,23 @@ def load(name: str, device="cpu", dtype=torch.float32, max_pixels: int | None = 
     want). max_pixels: larger images are scaled down to it. Raises ValueError or OSError, in one line, for
     what is no such checkpoint."""
     name = str(name)
-    model, processor = load_checkpoint(name, device, dtype, max_pixels)
-    return from_parts(model, processor, name)
+    model, processor = load_checkpoint(name, device, dtype)
+    policy = from_parts(model, processor, name)
+    try_picture(policy)
+    if max_pixels is not None:
+        limit_pixels(processor.image_processor, max_pixels)
+    return policy
+
+
+def try_picture(policy: Policy) -> None:
+    """Raises ValueError where no picture gets into the model: settings of the image processor that can't be
+    used, or that belong to another model, would otherwise show in the middle of a run."""
+    try:
+        encode(policy, [Image.new("RGB", (64, 64))], "?")
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as e:  # a wrong setting makes transformers raise anything
+        raise ValueError(f"the checkpoint {policy.name!r} cannot take a picture: {one_line(e)}") from None
 
 
 def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> Policy:

@@ -44,8 +44,9 @@ from policy import Policy, Prompt, completion_logprobs
 from reward import SCHEMES, inject_noise, speciarl_rewards, static_rewards
 from rollout import Group, sample, seed_for, stack
 from support import report
-from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, SHARE, check, one_line_errors,
-                                  option, parse, parser, resumed_config)
+from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, RANK_OF_LORA, RATE, SECONDS, SEED,
+                                  SHARE, TEMPERATURE, TOKENS, check, one_line_errors, option, parse, parser,
+                                  resumed_config)
 from support.files import append, write_json
 from support.memory import rows_at_a_time
 from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, is_toy, load_judge, load_policy, question_for,
@@ -80,6 +81,8 @@ class Config:
     judge_model: str | None = option(None, "the model's name on a judge server")
     judge_prompt: str | None = option(None, "short, detailed or a text file; None: by the judge's size")
     judge_key_file: str | None = option(None, "file with the server's key; None: JUDGE_API_KEY")
+    judge_timeout: float = option(30.0, "seconds that a judge server has for a request", must=SECONDS)
+    judge_patience: float = option(300.0, "seconds that it has for all answers of a step", must=SECONDS)
     judge_cache: str = option(VERDICTS, "file of remembered verdicts, or none", "official: Redis")
     max_judge_errors: float = option(0.5, "share of groups without a verdict that ends the run", must=SHARE)
     max_unreadable: float = option(0.5, "share of images that can't be read that ends the run", must=SHARE)
@@ -93,7 +96,7 @@ class Config:
     rows: int | None = option(None, "answers decoded at a time; None: 512, on a GPU what fits", must=COUNT)
     epochs: int = option(15, "passes over the images, unless --steps is given", "official", COUNT)
     steps: int | None = option(None, "steps", "official: 165", COUNT)
-    lr: float = option(3e-5, "AdamW learning rate, constant", "official", ABOVE_0)
+    lr: float = option(3e-5, "AdamW learning rate, constant", "official", RATE)
     warmup: int = option(0, "steps of linear warm-up", "official", FROM_0)
     betas: tuple = option((0.9, 0.999), "AdamW betas", "official", nargs=2, type=float)
     weight_decay: float = option(0.01, "AdamW weight decay", "official", FROM_0)
@@ -105,13 +108,14 @@ class Config:
     quorum: float = option(0.0, "share of answers that must reach the bar; 0: any one", "ours", SHARE)
     malformed: float = option(-1.0, "reward of an answer that can't be read", "official", FINITE)
     noise: float = option(0.0, "probability that a verdict moves one rung (ablation)", "official: 0", SHARE)
-    temperature: float = option(1.0, "sampling temperature", "official", ABOVE_0)
-    max_new_tokens: int = option(512, "longest completion, tokens", "official: 2048", COUNT)
-    max_pixels: int | None = option(512 * 28 * 28, "larger images are scaled down", "official: no such limit")
-    lora_rank: int = option(64, "LoRA rank", "official", COUNT)
+    temperature: float = option(1.0, "sampling temperature", "official", TEMPERATURE)
+    max_new_tokens: int = option(512, "longest completion, tokens", "official: 2048", TOKENS)
+    max_pixels: int | None = option(512 * 28 * 28, "larger images are scaled down", "official: no such limit",
+                                    COUNT)
+    lora_rank: int = option(64, "LoRA rank", "official", RANK_OF_LORA)
     lora_alpha: float = option(32, "LoRA alpha (scale = alpha / rank)", "official", ABOVE_0)
     checkpointing: bool = option(False, "make activations again in backward (memory)", "official: on")
-    seed: int = option(0, "of everything but the data subset", "official: 1")
+    seed: int = option(0, "of everything but the data subset", "official: 1", SEED)
     eval_every: int = option(5, "steps between validations, 0 = only before", "official", FROM_0)
     eval_limit: int = option(300, "images of each validation and test set", "official: all", COUNT)
     out: str | None = option(None, "run folder; None: runs/DATA-REWARD-seedSEED")
@@ -122,8 +126,8 @@ TOY = dict(limit=1000, model="toy", judge="taxonomy", images_per_step=16, miniba
            steps=60, lr=7e-4, warmup=10, betas=(0.9, 0.99), max_new_tokens=16, max_pixels=None, lora_rank=16,
            eval_every=20)
 
-# A resumed run may change these: they change memory, and of the numbers nothing but rounding.
-MEMORY = {"micro_batch", "rows", "checkpointing"}
+# A resumed run may change these: they change memory and waiting, and of the numbers nothing but rounding.
+MEMORY = {"micro_batch", "rows", "checkpointing", "judge_timeout", "judge_patience"}
 
 # None on the command line leaves these to make_config; a run that has begun has them decided.
 DECIDED = ("rows", "beta", "clip_low", "clip_high", "out")

@@ -84,7 +84,7 @@ def sample_by_length(policy, images: list, ids: list[str], n: int, tokens: int,
     prompts = rollout.encode(policy, images, step.QUESTION)
     images_at_once = max_rows // n
     of_image = {}
-    for members in policies.same_length(prompts):
+    for members in same_length(prompts):
         for start in range(0, len(members), images_at_once):
             some = members[start:start + images_at_once]
             names = names_of([ids[i] for i in some], n)
@@ -100,6 +100,14 @@ def sample_by_length(policy, images: list, ids: list[str], n: int, tokens: int,
 
 
 @torch.inference_mode()
+def same_length(prompts: list) -> list[list[int]]:
+    """The numbers of the prompts, those of one length in a list."""
+    by_length = {}
+    for number, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(number)
+    return list(by_length.values())
+
+
 def decode_one_length(policy, prompts: list, n: int, uniforms, tokens: int) -> list[list[int]]:
     """N rows for each of B prompts of one length, up to and including their EOS. All run to the end of the
     longest."""

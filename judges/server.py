@@ -2,7 +2,7 @@
 
     python judge.py --judge http://localhost:8000 --judge-model NAME --ask robin bird
 
-Needs only the standard library.
+Needs only the standard library, and tqdm for the line that says how long it waits.
 """
 
 import json
@@ -11,8 +11,10 @@ import re
 import time
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Thread
+
+from tqdm import tqdm
 
 from judge import BY_LABEL, BaseJudge, Pair, chat, load_prompt, parse_category
 from reward import Category
@@ -25,6 +27,8 @@ ADDRESS = re.compile(r"""
     """, re.VERBOSE)
 LONGEST_REPLY = 1_000_000  # bytes
 LONGEST_WAIT = 30  # seconds before a retry, whatever the server asks for
+LONGEST_PATIENCE = 86_400  # seconds, a day
+SAID_AFTER = 3  # seconds of waiting
 REASON = 200  # characters
 
 
@@ -87,6 +91,21 @@ def verdict_in(reply: bytes) -> Category:
     return verdict
 
 
+class Call:
+    """Pairs that are asked about in one go, what has come of them, and how long they may take."""
+
+    def __init__(self, pairs: Sequence[Pair], patience: float):
+        self.pairs = pairs
+        self.numbers = iter(range(len(pairs)))  # which threads share: each takes the next
+        self.verdicts: list[Category | None] = [None] * len(pairs)
+        self.ended = 0
+        self.end = time.monotonic() + patience
+
+    def left(self) -> float:
+        """Seconds."""
+        return self.end - time.monotonic()
+
+
 class ServerJudge(BaseJudge):
     """A chat model behind an OpenAI-compatible endpoint, `workers` requests at a time.
 
@@ -97,7 +116,8 @@ class ServerJudge(BaseJudge):
     call. Raises ValueError for an address that is no http(s) URL or holds a password."""
 
     def __init__(self, url: str, model: str, key_file: str | None = None, prompt: str = "detailed",
-                 timeout: float = 30.0, retries: int = 2, workers: int = 16, pause: float = 0.5):
+                 timeout: float = 30.0, retries: int = 2, workers: int = 16, pause: float = 0.5,
+                 patience: float = 300.0):
         self.url = endpoint(url)
         if not model:
             raise ValueError("a judge behind a server needs the model's name there: --judge-model NAME")
@@ -107,7 +127,12 @@ class ServerJudge(BaseJudge):
             self.headers["Authorization"] = f"Bearer {secret}"
         self.model = model
         self.prompt = load_prompt(prompt)
+        for seconds in (timeout, patience):
+            if not 0 < seconds <= LONGEST_PATIENCE:
+                raise ValueError("--judge-timeout and --judge-patience must be above 0, at most "
+                                 f"{LONGEST_PATIENCE:,}, got {seconds}")
         self.timeout = timeout
+        self.patience = patience
         self.retries = retries
         self.workers = workers
         self.pause = pause
@@ -118,10 +143,45 @@ class ServerJudge(BaseJudge):
 
     def ask(self, pairs: Sequence[Pair]) -> list[Category | None]:
         self.failures_in_a_row = 0
-        with ThreadPoolExecutor(self.workers) as pool:
-            return list(pool.map(self.ask_about, pairs))
+        call = Call(pairs, self.patience)
 
-    def ask_about(self, pair: Pair) -> Category | None:
+        # Daemons: one that hangs in its request keeps neither this call nor the end of the program waiting.
+        threads = []
+        for _ in range(min(self.workers, len(pairs))):
+            threads.append(Thread(target=self.work, args=(call,), daemon=True))
+        for thread in threads:
+            thread.start()
+        self.wait_for(threads, call)
+        return list(call.verdicts)  # what comes later comes too late
+
+    def work(self, call: "Call") -> None:
+        """Asks about one pair after the other, as long as there are any."""
+        for number in call.numbers:
+            call.verdicts[number] = self.ask_about(call.pairs[number], call)
+            call.ended += 1
+
+    def wait_for(self, threads: list[Thread], call: "Call") -> None:
+        """Until all pairs have ended, but no longer than the call may take. A wait that is long says so on a
+        progress line."""
+        line = None
+        alive = threads
+        while alive and call.left() > 0:
+            alive[0].join(min(1.0, call.left()))
+            alive = [thread for thread in threads if thread.is_alive()]
+            waited = self.patience - call.left()
+            if line is None and waited > SAID_AFTER:
+                line = tqdm(total=len(call.pairs), desc="judge", unit="pair", leave=False)
+            if line is not None:
+                line.n = call.ended
+                line.set_postfix_str(f"waits {waited:.0f} of {self.patience:g} s")
+        if line is not None:
+            line.close()
+        if alive:
+            missing = len(call.pairs) - call.ended
+            why = f"no verdict on {missing} pairs within {self.patience:g} s (--judge-patience)"
+            self.last_error = f"{why}; {self.last_error}" if self.last_error else why
+
+    def ask_about(self, pair: Pair, call: "Call") -> Category | None:
         """One pair's verdict; None after the last try, or where the call is given up."""
         wait = 0  # seconds that the server wants to be left alone
         for attempt in range(self.retries + 1):
@@ -131,6 +191,8 @@ class ServerJudge(BaseJudge):
             if attempt > 0:
                 growing = self.pause * 2 ** (attempt - 1)
                 time.sleep(max(wait, growing))
+            if call.left() <= 0:
+                return None
 
             # A failure has a reason and perhaps a wait; what is no OSError is a reply of another kind.
             try:
@@ -145,6 +207,8 @@ class ServerJudge(BaseJudge):
                 wait = 0
             except Exception as e:
                 why = f"the reply is no chat completion: {type(e).__name__}: {e}"
+            if call.left() <= 0:  # nobody waits for it any more
+                return None
             self.last_error = self.without_key(why)
         self.failures_in_a_row += 1
         return None

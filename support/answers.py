@@ -19,6 +19,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from judge import JUDGE_ERROR, category_name
+from lora import adapter_weights
 from reward import Category
 from support.files import append, json_line
 from support.lock import Lock
@@ -40,7 +41,7 @@ def answers_file(out: str) -> Path:
 
 def weights_hash(adapter: str) -> str:
     """Names an adapter's weights: answers of another training, in the same folder, are others."""
-    weights = (Path(adapter) / "adapter_model.safetensors").read_bytes()
+    weights = adapter_weights(adapter).read_bytes()
     return hashlib.sha256(weights).hexdigest()[:16]
 
 

@@ -14,12 +14,14 @@ silently returns the tokenizer alone.)
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedConfig
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
@@ -29,7 +31,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
 
 class Family(NamedTuple):
@@ -46,41 +48,153 @@ FAMILIES = {  # by the model_type of a checkpoint's config
     "idefics3": Family(Idefics3ImageProcessorPil, Idefics3Processor),
 }
 
+LFS_POINTER = b"version https://git-lfs"  # how a file begins that a clone without Git LFS leaves
+JSON_FILES = ("config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json",
+              "tokenizer.json", "tokenizer_config.json", "chat_template.json", "model.safetensors.index.json")
+LONGEST_REASON = 300  # letters
+
 # ------------------------------------------------------------------------------------------------------------
 # From a folder or the hub to a model and its processor
 
 
-def load_checkpoint(name: str, device, dtype,
-                    max_pixels: int | None = None) -> tuple[nn.Module, ProcessorMixin]:
-    """Model and processor of a folder or hub repository. max_pixels: larger images are scaled down to it.
-    Raises ValueError or OSError, in one line, for what is no checkpoint of one of FAMILIES."""
+def load_checkpoint(name: str, device, dtype) -> tuple[nn.Module, ProcessorMixin]:
+    """Model and processor of a folder or hub repository, with every weight read from there. Code that lies
+    beside a checkpoint is never run. Raises ValueError or OSError, in one line, for what is no whole
+    checkpoint of one of FAMILIES."""
     config = read_config(name)
     try:
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, attn_implementation="sdpa")
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        model = load_model(name, device, dtype)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        check_tokenizer(tokenizer)
         image_processor = FAMILIES[config.model_type].image_processor.from_pretrained(name)
-    except (OSError, ValueError, ImportError) as e:  # ImportError: quantised, by a package that is not here
-        reason = str(e).strip().splitlines()[0]
-        raise OSError(f"cannot load the checkpoint {name!r}: {reason}") from None
-    if max_pixels is not None:
-        limit_pixels(image_processor, max_pixels)
-    chat_template = read_chat_template(name, tokenizer)
-    processor = make_processor(config, image_processor, tokenizer, chat_template)
-    return model.to(device), processor
+        chat_template = read_chat_template(name, tokenizer)
+        processor = make_processor(config, image_processor, tokenizer, chat_template)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as e:  # a broken file makes transformers raise anything
+        raise OSError(f"cannot load the checkpoint {name!r}: {one_line(e)}") from None
+    return model, processor
+
+
+def one_line(error: Exception) -> str:
+    """What a library says, in one line that can be read."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"there is no {text} in one of its files"
+    if isinstance(error, SafetensorError):
+        text = f"a file of weights is cut off or damaged ({text})"
+    return text[:LONGEST_REASON]
 
 
 def read_config(name: str):
-    """The checkpoint's config. Raises OSError where there is none, ValueError where no family is known."""
+    """The checkpoint's config. Raises OSError where there is none, ValueError where it is broken or no family
+    is known."""
+    check_files(name)
     try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as e:
-        reason = str(e).splitlines()[0]
+        settings, _ = PreTrainedConfig.get_config_dict(name)
+    except Exception as e:  # OSError for what is not there, whatever the hub's client raises for odd names
         raise OSError(f"no model at {name!r}: neither a folder with a config.json nor a name the hub gives "
-                      f"({reason})") from None
-    if config.model_type not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ValueError(f"{name} is a {config.model_type} model: choose a checkpoint of {known}")
-    return config
+                      f"({one_line(e)})") from None
+
+    # The settings are read before any class is chosen by them: they may ask for their authors' own code.
+    model_type = settings.get("model_type")
+    if model_type is None:
+        raise OSError(f"no model at {name!r}: there is no config.json that names a model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(unknown_family(name, model_type, "auto_map" in settings))
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as e:  # a setting of a wrong kind makes transformers raise anything
+        raise ValueError(f"the config.json of {name!r} is broken: {one_line(e)}") from None
+
+
+def unknown_family(name: str, model_type, has_code: bool) -> str:
+    """Why a checkpoint of that model_type can't be used, and which one can. has_code: it needs its authors'
+    own code."""
+    if model_type == "internvl_chat":
+        return (f"{name} is InternVL in its authors' own format, whose code is never run here: take the "
+                f"repository in Hugging Face's format, {internvl_twin(name)}")
+    known = ", ".join(FAMILIES)
+    message = f"{name} is a {model_type} model: choose a checkpoint of {known}"
+    if has_code:
+        message += "; code that lies beside a checkpoint is never run here"
+    return message
+
+
+def internvl_twin(name: str) -> str:
+    """The repository that holds the same InternVL in Hugging Face's own format."""
+    model = Path(name).name.removesuffix("-Instruct")
+    if model.startswith("InternVL3_5"):
+        return f"OpenGVLab/{model}-HF"
+    # Of 2.5 there are only the ones tuned on preferences.
+    if model.startswith("InternVL2_5"):
+        return f"OpenGVLab/{model.removesuffix('-MPO')}-MPO-hf"
+    return f"OpenGVLab/{model}-hf"
+
+
+def check_files(name: str) -> None:
+    """Raises OSError where the files of a folder are not what their names say: pointers left by Git LFS, or
+    JSON that is none (some of which transformers passes over without a word)."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    for file in sorted(folder.iterdir()):
+        if not file.is_file():
+            continue
+        with file.open("rb") as opened:
+            begin = opened.read(len(LFS_POINTER))
+        if begin == LFS_POINTER:
+            raise OSError(f"{file} is a pointer of Git LFS, not the file itself: git lfs pull fetches it")
+        if file.name in JSON_FILES and not holds_json_object(file):
+            raise OSError(f"{file} is broken: it holds no JSON object")
+
+
+def holds_json_object(file: Path) -> bool:
+    try:
+        return isinstance(json.loads(file.read_bytes()), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def load_model(name: str, device, dtype) -> nn.Module:
+    """The model with all its weights from the files. Raises ValueError where one is missing or of another
+    shape, which transformers would draw at random and go on, or not finite."""
+    # Its report of such weights, a table, would stand before our line.
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            name, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, output_loading_info=True,
+            ignore_mismatched_sizes=True)
+    finally:
+        logging.set_verbosity(verbosity)
+
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise ValueError(f"{len(missing)} of its weights are missing, the first is {missing[0]}")
+    for key, in_file, in_model in sorted(found["mismatched_keys"]):
+        raise ValueError(f"{key} is {tuple(in_file)} in its file, {tuple(in_model)} by its config.json")
+
+    model = model.to(device)
+    for key, weight in model.named_parameters():
+        is_quantised = not weight.is_floating_point() or weight.element_size() == 1
+        if not is_quantised and not weight.isfinite().all():
+            raise ValueError(f"{key} holds NaN or infinity")
+
+    unused = sorted(found["unexpected_keys"])
+    if unused:
+        print(f"warning: {len(unused)} of {name}'s weights have no place in the model, the first is "
+              f"{unused[0]}", file=sys.stderr)
+    return model
+
+
+def check_tokenizer(tokenizer) -> None:
+    """Raises ValueError for a tokenizer without words: where its files are missing, transformers makes one of
+    control tokens alone."""
+    words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    if not words - added:
+        raise ValueError("its tokenizer's files are missing: there is no tokenizer.json")
 
 
 def read_chat_template(name: str, tokenizer) -> str:
@@ -92,10 +206,10 @@ def read_chat_template(name: str, tokenizer) -> str:
             continue
         text = Path(found).read_text(encoding="utf-8")
         if file.endswith("json"):
-            return json.loads(text)["chat_template"]
+            text = json.loads(text)["chat_template"]
         return text
     if tokenizer.chat_template is None:
-        raise ValueError(f"the checkpoint {name!r} has no chat template")
+        raise ValueError("it has no chat template")
     return tokenizer.chat_template
 
 
@@ -190,7 +304,7 @@ def end_of_turn_id(processor: ProcessorMixin) -> int | None:
 
 def end_of_sequence_ids(model: nn.Module, processor: ProcessorMixin, name: str = "") -> list[int]:
     """Every token that ends a completion, the one that a turn is taught to end with first. Raises ValueError
-    where a checkpoint names none."""
+    where a checkpoint names none, or what is no token."""
     candidates = [end_of_turn_id(processor)]
     configured = model.generation_config.eos_token_id  # None, one id or several
     if isinstance(configured, int):
@@ -199,10 +313,14 @@ def end_of_sequence_ids(model: nn.Module, processor: ProcessorMixin, name: str =
         candidates.extend(configured)
     candidates.append(processor.tokenizer.eos_token_id)
 
+    size = model.config.get_text_config().vocab_size
     eos_ids = []
     for token in candidates:
-        if token is not None and token not in eos_ids:
-            eos_ids.append(token)
+        if token is None or token in eos_ids:
+            continue
+        if type(token) is not int or not 0 <= token < size:
+            raise ValueError(f"the checkpoint {name!r} ends its answers with {token!r}, which is no token")
+        eos_ids.append(token)
     if not eos_ids:
         raise ValueError(f"the checkpoint {name!r} names no end-of-sequence token")
     return eos_ids

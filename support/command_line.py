@@ -6,7 +6,6 @@ type the value's, and `must` a pair of a test and the words for what passes it.
 
 import argparse
 import json
-import math
 import sys
 from contextlib import contextmanager
 from dataclasses import field, fields
@@ -14,13 +13,28 @@ from pathlib import Path
 
 import torch
 
-# What an option may be: a test, and its words.
-COUNT = (lambda value: value >= 1, "at least 1")
-GROUP = (lambda value: value >= 2, "at least 2: a group of one has nothing to compare itself with")
+# What an option may be: a test, and its words. Each has two ends: a number beyond sense is a slip of the
+# hand, and would end in NaN or without memory an hour later.
+
+
+def at_least(low: int, most: int):
+    return lambda value: low <= value <= most, f"at least {low}, at most {most:,}"
+
+
+COUNT = at_least(1, 10 ** 9)
+TOKENS = at_least(1, 100_000)
+RANK_OF_LORA = at_least(1, 10_000)
+ANSWERS = at_least(1, 10_000)
+GROUP = (lambda value: 2 <= value <= 10_000,
+         "at least 2 (a group of one has nothing to compare itself with), at most 10,000")
 SHARE = (lambda value: 0 <= value <= 1, "in [0, 1]")
-FROM_0 = (lambda value: 0 <= value < math.inf, "0 or more")
-ABOVE_0 = (lambda value: 0 < value < math.inf, "above 0")
-FINITE = (math.isfinite, "a finite number")
+RATE = (lambda value: 0 < value <= 1, "above 0, at most 1")
+TEMPERATURE = (lambda value: 0.001 <= value <= 1000, "above 0 (from 0.001 on), at most 1,000")
+FROM_0 = (lambda value: 0 <= value <= 1e6, "0 or more, at most 1,000,000")
+ABOVE_0 = (lambda value: 0 < value <= 1e6, "above 0, at most 1,000,000")
+FINITE = (lambda value: abs(value) <= 1e6, "a finite number, at most 1,000,000 from 0")
+SECONDS = (lambda value: 0 < value <= 86_400, "above 0, at most 86,400")
+SEED = (lambda value: abs(value) < 2 ** 63, "a number of 64 bits")
 
 
 def option(default, help, source="", must=None, **argument):
@@ -90,18 +104,21 @@ def check(config) -> None:
         name = flag(option_field.name)
         if not is_of_type(value, option_field):
             raise ValueError(f"{name} must be {words_of_type(option_field)}, got {value!r:.60}")
-        if value is None:
-            continue
         if value == "":
             raise ValueError(f"{name} must not be empty")
         choices = option_field.metadata["argument"].get("choices")
-        if choices and value not in choices:
+        if choices and value is not None and value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r:.60}")
-        if option_field.metadata["must"] is None:
-            continue
-        passes, words = option_field.metadata["must"]
-        if not passes(value):
-            raise ValueError(f"{name} must be {words}, got {value}")
+        check_value(option_field.name, value, option_field.metadata["must"])
+
+
+def check_value(name: str, value, must) -> None:
+    """Raises ValueError where an option that has a value is not what it must be."""
+    if must is None or value is None:
+        return
+    passes, words = must
+    if not passes(value):
+        raise ValueError(f"{flag(name)} must be {words}, got {str(value):.40}")
 
 
 def is_of_type(value, option_field) -> bool:

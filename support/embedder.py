@@ -22,14 +22,25 @@ def load_embedder(name: str, device="cpu") -> Callable[[list[str]], Tensor]:
     """A function from M texts to (M, D) float32 vectors of unit length. name: any encoder's folder or hub
     name. Raises OSError."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModel.from_pretrained(name, dtype=torch.float32).to(device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        model, found = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False,
+                                                 output_loading_info=True)
+        refuse_random_weights(found["missing_keys"])
+        model = model.to(device).eval()
         max_tokens = min(MAX_TOKENS, getattr(model.config, "max_position_embeddings", MAX_TOKENS))
         embed = partial(mean_vectors, model, tokenizer, max_tokens)
         embed(["a", "a longer text"])  # a model that is no encoder of texts fails here, not an hour later
     except Exception as error:  # whatever transformers or the model says
         raise OSError(f"cannot load the embedder {name!r}: {first_line(error)}") from None
     return embed
+
+
+def refuse_random_weights(missing: set[str]) -> None:
+    """Raises ValueError for weights that the files lack, which were drawn at random. A pooler may be: what it
+    makes of the hidden states is not used."""
+    missing = sorted(key for key in missing if not key.startswith("pooler."))
+    if missing:
+        raise ValueError(f"{len(missing)} of its weights are missing, the first is {missing[0]}")
 
 
 @torch.inference_mode()

@@ -76,15 +76,28 @@ def question_for(prompt: str, names: list[str]) -> str:
 def load_judge(name: str, options, device) -> Judge:
     """"taxonomy" (the embedded world's tree), or what judge.open_judge knows.
 
-    options: anything with the command line's judge_model, judge_prompt, judge_key_file and judge_cache (a
-    file, or "none"). Raises ValueError or OSError.
+    options: anything with the command line's judge_model, judge_prompt, judge_key_file, judge_timeout,
+    judge_patience and judge_cache (a file, or "none"). Raises ValueError or OSError.
     """
     if name == "taxonomy":
         return TaxonomyJudge(world.parents())
     cache = None
-    if options.judge_cache != "none":
-        cache = Path(options.judge_cache).expanduser()
-    return open_judge(name, options.judge_model, options.judge_prompt, options.judge_key_file, cache, device)
+    is_tree = name.endswith(".json")  # faster than its cache would be
+    if options.judge_cache != "none" and not is_tree:
+        cache = verdict_file(options.judge_cache)
+    return open_judge(name, options.judge_model, options.judge_prompt, options.judge_key_file, cache, device,
+                      options.judge_timeout, options.judge_patience)
+
+
+def verdict_file(name: str) -> Path:
+    """The file that verdicts are remembered in; its folder is made. Raises OSError where it can't be."""
+    try:
+        file = Path(name).expanduser()
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        raise OSError(f"cannot remember verdicts in {name} ({error}): --judge-cache FILE names another "
+                      "place, --judge-cache none remembers none") from None
+    return file
 
 
 class JudgeFailed(Exception):

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from io import BytesIO
 from itertools import chain, zip_longest
@@ -39,6 +40,7 @@ RUNG = {category.label: int(category) for category in Category}
 MOST_CARDS = 8  # with answers, and as many of images that left their step
 MOST_KEYS = 500  # images and truths of which lines are kept in memory
 LONGEST_TEXT = 4000  # letters
+LARGEST = 1e15  # of a figure
 
 
 class Chart(NamedTuple):
@@ -156,22 +158,42 @@ def show(value, form: str = ".3g") -> str:
 # The run's files
 
 
+def parse(text: str | bytes):
+    """A JSON text, its numbers such as can be drawn: NaN, infinity and what lies beyond 10^15 become None.
+    Raises ValueError, also for one that is nested too deep."""
+    try:
+        return json.loads(text, parse_constant=lambda name: None, parse_float=partial(drawable, float),
+                          parse_int=partial(drawable, int))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def drawable(kind: type, digits: str) -> float | None:
+    """The number of that kind, int or float; None for one too large to draw."""
+    value = float(digits)  # of any length: infinity, where int would refuse
+    if abs(value) > LARGEST:
+        return None
+    return kind(digits)
+
+
 def read_json(file: Path) -> dict:
     """{} where a stopped run has not come so far."""
     if not file.is_file():
         return {}
-    return json.loads(file.read_text("utf-8"))
+    try:
+        return parse(file.read_text("utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{file} is broken: {e}") from None
 
 
 def read_lines(file: Path) -> Iterator[dict]:
-    """A file's whole lines that name a step, one at a time: samples.jsonl may outgrow memory. NaN and
-    Infinity become None."""
+    """A file's whole lines that name a step, one at a time: samples.jsonl may outgrow memory."""
     if not file.is_file():
         return
     with file.open("rb") as raw_lines:
         for raw in raw_lines:
             try:
-                line = json.loads(raw, parse_constant=lambda name: None)
+                line = parse(raw)
                 line["step"] = int(line["step"])
             except (ValueError, TypeError, KeyError):
                 continue  # half a line, after a kill
@@ -465,13 +487,14 @@ def posts(label: str, bar: str) -> str:
 # ------------------------------------------------------------------------------------------------------------
 # Command line
 
-BROKEN = (ValueError, OSError, LookupError, TypeError, AttributeError)  # what a broken file leads to
+# What a broken file leads to.
+BROKEN = (ValueError, OSError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 def load_examples(run: Path) -> list:
     """The images that a run trained and validated on, by its config.json."""
     import data  # here, since a page can be written without the datasets and what reads them
-    config = json.loads((run / "config.json").read_text("utf-8"))
+    config = parse((run / "config.json").read_text("utf-8"))
     protocol = config.get("protocol", "official")
     examples = []
     for name in config["data"].split(","):

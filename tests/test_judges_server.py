@@ -260,6 +260,55 @@ def test_a_judge_in_the_middle_of_a_call_gives_up_but_keeps_its_verdicts(server)
     assert ask(server, workers=2)(PAIRS) == RIGHT[:10] + [None] * 30 and len(server.requests) < 30
 
 
+# ---- patience
+
+
+@pytest.mark.parametrize("how", ["silent", "drip"])
+def test_a_server_that_hangs_is_waited_for_no_longer_than_the_patience(server, capfd, monkeypatch, how):
+    """Whatever a request may take. The verdicts that came in time stand, and a line says the wait."""
+    monkeypatch.setattr(judges_server, "SAID_AFTER", 0.1)
+    server.script = lambda number, pair: "right" if int(pair[0].split()[1]) < 3 else how
+    judge = ask(server, timeout=600, patience=0.5)
+    assert judge(PAIRS[:8]) == RIGHT[:3] + [None] * 5
+    assert "no verdict on 5 pairs within 0.5 s (--judge-patience)" in judge.last_error
+    said = capfd.readouterr().err
+    assert "judge" in said and "3/8" in said and "of 0.5 s" in said
+
+
+def test_a_server_that_answers_in_time_says_nothing(server, capfd):
+    judge = ask(server, patience=60)
+    assert judge(PAIRS) == RIGHT and judge.last_error == "" and capfd.readouterr().err == ""
+
+
+def test_what_comes_after_the_patience_changes_no_later_call(server):
+    """The first call's request ends while the second one runs."""
+    server.silence = 0.6
+    server.script = lambda number, pair: "silent" if number == 0 else "right"
+    judge = ask(server, timeout=600, patience=0.3, workers=1)
+    first = judge(PAIRS[:2])
+    assert first == [None, None]
+    judge.patience = 60
+    assert judge(PAIRS[4:8]) == RIGHT[4:8]
+    time.sleep(0.5)
+    assert first == [None, None]
+
+
+@pytest.mark.parametrize("settings", [{"timeout": 0}, {"timeout": float("nan")}, {"patience": -1},
+                                      {"patience": float("inf")}])
+def test_times_that_are_none_are_refused(settings):
+    with pytest.raises(ValueError, match="--judge-timeout and --judge-patience must be above 0"):
+        ServerJudge("http://h", "m", **settings)
+
+
+def test_a_run_that_lost_its_patience_goes_on_with_more(tmp_path, checkpoint, judging, undisturbed):
+    judging.always("silent")
+    with pytest.raises(SystemExit) as e:
+        train.main(command(tmp_path, checkpoint, judging.url, "--judge-patience", "0.3"))
+    assert "within 0.3 s (--judge-patience)" in str(e.value) and "\n" not in str(e.value)
+    judging.always("right")
+    same(train.main(["--resume", str(tmp_path / "run"), "--judge-patience", "60"]), undisturbed)
+
+
 # ---- the key
 
 

@@ -377,3 +377,36 @@ def test_one_line_where_its_style_is_missing(run, copied):
     done = command(copied, run)
     assert done.stderr == f"support.report: [Errno 2] No such file or directory: '{style}'\n"
     assert not (run / "report.html").exists()
+
+
+# ---- numbers and files beyond sense
+
+
+@pytest.mark.parametrize("number", ["1e308", "-1e308", "1e999", "-1e999", "NaN", "Infinity", "1" + "0" * 400,
+                                    "1" + "0" * 5000])
+def test_numbers_that_overflow_are_left_out_of_the_page(run, number):
+    (run / "log.jsonl").write_text(f'{{"step": 1, "reward": 0.25, "length": {number}}}\n'
+                                   f'{{"step": 2, "reward": {number}, "length": -1e15}}\n'
+                                   f'{{"step": {number}, "reward": 0.5}}\n'
+                                   '{"step": 3, "reward": 0.75, "length": 1e15}\n')
+    (run / "samples.jsonl").write_text(
+        '{"step": 1, "id": "a", "truth": "gull", "answers": ["gull"], "categories": ["specific"], '
+        f'"rewards": [{number}], "texts": [""]}}\n')
+    (run / "config.json").write_text(f'{{"data": "toy", "lr": {number}, "n": 8}}')
+    text = Page(report.write(run)).text
+    assert "reward 0.250 → 0.750" in text and "gull specific, 1 of 1 –" in text and "lr" not in text
+
+
+def test_figures_of_eval_json_that_overflow_end_in_one_line_or_a_page(run):
+    for number in ("1e308", "1e999", "1" + "0" * 400):
+        figures = f'{{"correctness": {number}, "specificity": {number}, "harmonic_mean": {number}}}'
+        sets = ", ".join(f'"{name}": {{"before": {figures}, "after": {figures}}}' for name in ("a", "b"))
+        test_a_broken_file_ends_in_one_line_or_a_page(run, "eval.json", f'{{"greedy": {{{sets}}}}}')
+
+
+@pytest.mark.parametrize("name", ["config.json", "eval.json", "log.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("depth", [500, 900, 100_000])
+def test_files_that_are_nested_deep_end_in_one_line_or_a_page(run, name, depth):
+    nested = "[" * depth + "]" * depth
+    for text in (nested, f'{{"step": 1, "data": {nested}, "id": {nested}, "greedy": {nested}}}'):
+        test_a_broken_file_ends_in_one_line_or_a_page(run, name, text)

@@ -11,8 +11,10 @@ from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import toy.__main__ as toy_command  # noqa: E402
 from toy import base_policy, captions, shapes, sheet, world  # noqa: E402
 
+command = toy_command.main
 SPLITS = ("base", "train", "val", "test")
 ANSWER = "<think> i see red , clear view </think> <answer> red finch </answer>"
 
@@ -290,3 +292,37 @@ def test_padding_on_the_right_changes_nothing(words):
     alone = logits([short], [0])
     together = logits([short, long], [0, 1])
     assert (together[0, :alone.shape[1]] - alone[0]).abs().max() < 1e-4
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def ends_in_one_line(argv, capsys) -> str:
+    with pytest.raises(SystemExit) as stop:
+        command(argv)
+    line = str(stop.value) if stop.value.code != 2 else capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code != 0 and "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("path", ["nowhere/x.png", "", ".", "x.unknown", "file/x.png", "x"])
+def test_a_sheet_that_cannot_be_written_ends_in_one_line(tmp_path, monkeypatch, capsys, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.setattr(toy_command, "base_policy", lambda seed: pytest.fail("trained before it was met"))
+    assert "toy: cannot write the sheet" in ends_in_one_line(["--sheet", path], capsys)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("home", ["file", "file/below"])
+def test_a_home_that_cannot_be_written_ends_in_one_line(tmp_path, monkeypatch, capsys, home):
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    line = ends_in_one_line([], capsys)
+    assert "cannot keep the embedded world's policy in" in line and "set HOME to a folder" in line
+
+
+def test_a_seed_beyond_64_bits_ends_in_one_line(capsys):
+    for seed in (2 ** 63, -2 ** 63, 10 ** 40):
+        assert "--seed must be a number of 64 bits" in ends_in_one_line([f"--seed={seed}"], capsys)

@@ -324,16 +324,19 @@ def base_policy(seed: int = 0, cache=None, progress: bool = True, steps: int = S
 
     cache: ~/.cache/speciarl unless given. One thread, own seed: the same checkpoint bit for bit on one
     machine. It is written aside and renamed whole, so a killed run leaves nothing that passes for a
-    checkpoint, and two runs may overlap. Raises OSError where it can't be written.
+    checkpoint, and two runs may overlap. Raises OSError where the cache can't be written.
     """
-    cache = pathlib.Path(cache or "~/.cache/speciarl").expanduser()
-    folder = cache / checkpoint_name(seed, steps)
-    if folder.is_dir():
-        return folder
-
-    cache.mkdir(parents=True, exist_ok=True)
-    clear_leftovers(cache)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=PARTIAL, dir=cache))
+    try:
+        cache = pathlib.Path(cache or "~/.cache/speciarl").expanduser()
+        folder = cache / checkpoint_name(seed, steps)
+        if folder.is_dir():
+            return folder
+        cache.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(cache)
+        partial = pathlib.Path(tempfile.mkdtemp(prefix=PARTIAL, dir=cache))
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        raise OSError(f"cannot keep the embedded world's policy in {cache or '~/.cache/speciarl'} ({error}): "
+                      "set HOME to a folder that can be written") from None
     try:
         write_checkpoint(partial, seed, steps, progress)
         try:
