@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,9 +40,22 @@ def arguments(tmp_path, checkpoint, judge, *more) -> list[str]:
         trees.cub(tmp_path)
     return ["--data", "cub", "--n", "8", "--root", str(tmp_path), "--model", str(checkpoint),
             "--judge", str(judge), "--limit", "6", "--images-per-step", "4", "--minibatch", "2",
-            "--steps", "3", "--max-new-tokens", "32", "--max-pixels", "6272", "--lora-rank", "8",
+            "--steps", "3", "--max-new-tokens", "24", "--max-pixels", "6272", "--lora-rank", "8",
             "--lr", "1e-3", "--eval-every", "2", "--eval-limit", "3", "--judge-cache", "none",
             "--out", str(tmp_path / "run"), *more]
+
+
+def with_out(argv, folder) -> list[str]:
+    """The same command with another run folder."""
+    at = argv.index("--out") + 1
+    return [*argv[:at], str(folder), *argv[at + 1:]]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, checkpoint):
+    """A run of three steps, judged by the tree, that nothing happened to: to be read, or copied."""
+    folder = tmp_path_factory.mktemp("finished")
+    return train.main(arguments(folder, checkpoint, trees.judge_of_cub(folder)))
 
 
 # ---- end to end
@@ -88,39 +102,56 @@ def test_training_raises_the_reward(tmp_path, checkpoint, tree_judge):
 # ---- resume
 
 
+# Starts a run for each line of arguments. A run is a fork of this process, so that the imports, which take
+# longer than the runs, are made once; it says its number first.
+LAUNCHER = """
+import json, os, sys
+import torch
+import train
+torch.set_num_threads(1)
+for line in sys.stdin:
+    run = os.fork()
+    if run == 0:
+        print(os.getpid(), flush=True)
+        sys.stdout = sys.stderr
+        train.main(json.loads(line))
+        os._exit(0)
+    os.waitpid(run, 0)
+"""
+
+
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, checkpoint, tree_judge):
     """kill -9 in the middle of a step, twice; then weights, optimizer and logs are those of a run left
     alone."""
-    code = "import torch; torch.set_num_threads(1); import train; train.main()"
-
-    def start(out, *more):
-        command = arguments(tmp_path, checkpoint, tree_judge, "--steps", "6", "--warmup", "6")
-        command[command.index("--out") + 1] = str(out)
-        return subprocess.Popen([sys.executable, "-c", code, *(more or command)], cwd=ROOT,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    whole = start(tmp_path / "whole")
-    for steps in (1, 3):
-        part = start(tmp_path / "part", *(["--resume", str(tmp_path / "part")] if steps > 1 else []))
-        log = tmp_path / "part" / "log.jsonl"
-        deadline = time.time() + 120
-        while (len(log.read_text().splitlines()) if log.exists() else 0) <= steps and time.time() < deadline:
-            time.sleep(0.01)
-        part.send_signal(signal.SIGKILL)
-        part.wait()
-    with (tmp_path / "part" / "log.jsonl").open("a") as f:
+    command = arguments(tmp_path, checkpoint, tree_judge, "--steps", "6", "--warmup", "6")
+    part = tmp_path / "part"
+    log = part / "log.jsonl"
+    with (tmp_path / "printed").open("w+") as printed, subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER], cwd=ROOT, text=True, bufsize=1, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=printed) as launcher:
+        for steps, argv in ((1, with_out(command, part)), (3, ["--resume", str(part)])):
+            launcher.stdin.write(json.dumps(argv) + "\n")
+            run = int(launcher.stdout.readline())
+            deadline = time.time() + 120
+            while (len(log.read_text().splitlines()) if log.exists() else 0) <= steps:
+                assert time.time() < deadline, (tmp_path / "printed").read_text()
+                time.sleep(0.01)
+            os.kill(run, signal.SIGKILL)
+        launcher.stdin.close()
+    saved = torch.load(part / "state.pt", weights_only=True)["step"]
+    assert 2 <= saved < 6  # killed before its end
+    with log.open("a") as f:
         f.write('{"step": 4, "torn')  # what a kill in the middle of a write leaves
-    resumed = start(None, "--resume", str(tmp_path / "part"))
-    assert resumed.wait(300) == 0, resumed.stdout.read()
-    assert whole.wait(300) == 0, whole.stdout.read()
+    train.main(["--resume", str(part)])
+    whole = train.main(with_out(command, tmp_path / "whole"))
     for name in ("log.jsonl", "samples.jsonl"):
-        assert lines(tmp_path / "part" / name) == lines(tmp_path / "whole" / name)
-    a, b = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("part", "whole"))
+        assert lines(part / name) == lines(whole / name)
+    a, b = (torch.load(folder / "state.pt", weights_only=True) for folder in (part, whole))
     assert all(torch.equal(a["adapter"][k], b["adapter"][k]) for k in b["adapter"])
     for i, moments in b["optimizer"]["state"].items():
         assert all(torch.equal(torch.as_tensor(a["optimizer"]["state"][i][k]), torch.as_tensor(v))
                    for k, v in moments.items())
-    assert (tmp_path / "part" / "eval.json").read_text() == (tmp_path / "whole" / "eval.json").read_text()
+    assert (part / "eval.json").read_text() == (whole / "eval.json").read_text()
 
 
 def test_state_is_whole_or_not_at_all(tmp_path, policy, monkeypatch):
@@ -155,8 +186,8 @@ def test_state_is_whole_or_not_at_all(tmp_path, policy, monkeypatch):
     assert not list(tmp_path.glob(".tmp*")) and load_state(tmp_path, policy, optimizer, 2) == 1
 
 
-def test_changed_setting_is_refused_with_the_difference(tmp_path, checkpoint, tree_judge, capsys):
-    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1"))
+def test_changed_setting_is_refused_with_the_difference(tmp_path, finished):
+    run = shutil.copytree(finished, tmp_path / "run")
     for change, message in [(["--lr", "0.5"], "--lr was 0.001, now 0.5"), (["--n", "4"], "--n was 8, now 4")]:
         with pytest.raises(SystemExit) as e:
             train.main(["--resume", str(run), *change])
@@ -214,10 +245,10 @@ def test_out_of_memory_names_the_flags_that_help(tmp_path, checkpoint, tree_judg
         train.main(["--resume", str(run), "--rows", "0"])
 
 
-def test_the_same_pictures_are_answered_before_and_after(tmp_path, checkpoint, tree_judge):
-    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "2"))
+def test_the_same_pictures_are_answered_before_and_after(finished):
+    run = finished
     shown = lines(run / "shown.jsonl")
-    before, after = ([s for s in shown if s["step"] == step] for step in (0, 2))
+    before, after = ([s for s in shown if s["step"] == step] for step in (0, 3))
     assert [s["id"] for s in before] == [s["id"] for s in after] and len(before) == 3 == len(shown) / 2
     assert not {s["id"] for s in shown} & {s["id"] for s in lines(run / "samples.jsonl")}  # not trained on
     for s in shown:
@@ -225,12 +256,6 @@ def test_the_same_pictures_are_answered_before_and_after(tmp_path, checkpoint, t
         assert len(s["answers"]) == 8 and s["rewards"] == speciarl_rewards(rungs)
         assert s["bar"] == dynamic_bar(rungs).label
     assert "after" in (run / "report.html").read_text()
-
-
-def test_only_the_dynamic_reward_has_a_bar(tmp_path, checkpoint, tree_judge):
-    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1", "--reward", "exact"))
-    samples = lines(run / "samples.jsonl")
-    assert samples and not any("bar" in s for s in samples) and all("rewards" in s for s in samples)
 
 
 @pytest.mark.parametrize("options, name", [
@@ -467,25 +492,51 @@ def test_a_poisoned_gradient_is_skipped_and_named(policy, capsys):
     assert "update skipped" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [
-    [], ["--loss", "dapo", "--minibatch", "4"],
-    ["--images-per-step", "2", "--minibatch", "1"]])  # in each minibatch one process holds nothing, once both
-def test_two_processes_are_one(tmp_path, checkpoint, tree_judge, options):
-    """torchrun with gloo: the same samples, and but for the order of sums the same weights and log. One image
-    is unreadable, and with two minibatches one is off-policy."""
-    def run(name, *launcher):
-        argv = arguments(tmp_path, checkpoint, tree_judge, *options)
-        argv[argv.index("--out") + 1] = str(tmp_path / name)
-        made = subprocess.run([sys.executable, *launcher, str(ROOT / "train.py"), *argv], text=True,
-                              capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        assert made.returncode == 0, made.stderr
-        assert made.stdout.count('"data"') == 1  # one process speaks
-        return tmp_path / name
-    trees.cub(tmp_path)
-    example = train.load_data(train.parse_config(arguments(tmp_path, checkpoint, tree_judge))[0])[0][1]
-    (tmp_path / "CUB_200_2011" / "images" / example.id.removeprefix("cub/")).write_bytes(b"no picture")
-    one = run("one")
-    two = run("two", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
+SPLITS = {
+    "two minibatches": [],
+    "one minibatch": ["--loss", "dapo", "--minibatch", "4"],
+    # in each minibatch one process holds nothing, once both
+    "single images": ["--images-per-step", "2", "--minibatch", "1"],
+}
+
+# train.py as a command, once for each line of arguments that it is given.
+COMMANDS = """
+import json, runpy, sys
+sys.path.insert(0, ".")
+for argv in sys.argv[1:]:
+    sys.argv = ["train.py", *json.loads(argv)]
+    runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory, checkpoint):
+    """torchrun with gloo, once for all of SPLITS: starting it takes longer than its runs. One image is
+    unreadable. The runs' folders and commands, by name."""
+    folder = tmp_path_factory.mktemp("processes")
+    tree = trees.judge_of_cub(folder)
+    commands = {name: with_out(arguments(folder, checkpoint, tree, *options), folder / name)
+                for name, options in SPLITS.items()}
+    example = train.load_data(train.parse_config(commands["two minibatches"])[0])[0][1]
+    (folder / "CUB_200_2011" / "images" / example.id.removeprefix("cub/")).write_bytes(b"no picture")
+    script = folder / "commands.py"
+    script.write_text(COMMANDS)
+    made = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                           "--nproc-per-node", "2", "--", str(script), *map(json.dumps, commands.values())],
+                          cwd=ROOT, text=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.count('"data"') == len(SPLITS)  # one process speaks
+    return folder, commands
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_two_processes_are_one(tmp_path, two_processes, capsys, name):
+    """The same samples, and but for the order of sums the same weights and log. With two minibatches one is
+    off-policy."""
+    folder, commands = two_processes
+    two = folder / name
+    one = train.main(with_out(commands[name], tmp_path / "one"))
+    assert capsys.readouterr().out.count('"data"') == 1
     assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
     for a, b in zip(lines(one / "log.jsonl"), lines(two / "log.jsonl"), strict=True):
         figures = {k: v for k, v in a.items() if not k.startswith(("time/", "mem/"))}
@@ -620,7 +671,8 @@ def test_judge_errors_take_their_group_out_and_are_counted(tmp_path, checkpoint,
     assert all(line["images"] + line["judge_errors"] == 4 for line in log)
 
 
-def test_a_judge_that_is_gone_stops_the_run_and_resume_goes_on(tmp_path, checkpoint, tree_judge, monkeypatch):
+def test_a_judge_that_is_gone_stops_the_run_and_resume_goes_on(tmp_path, checkpoint, tree_judge, finished,
+                                                               monkeypatch):
     """Nothing is learned from missing verdicts; once the judge is back, the run ends as if it never left."""
     judge, calls = TaxonomyJudge.from_json(tree_judge), []
 
@@ -637,9 +689,7 @@ def test_a_judge_that_is_gone_stops_the_run_and_resume_goes_on(tmp_path, checkpo
     assert torch.load(run / "state.pt", weights_only=True)["step"] == 1
     monkeypatch.setattr(train, "load_judge", lambda *args: judge)
     train.main(["--resume", str(run)])
-    whole = arguments(tmp_path, checkpoint, "x")
-    whole[whole.index("--out") + 1] = str(tmp_path / "whole")
-    assert lines(run / "log.jsonl") == lines(train.main(whole) / "log.jsonl")
+    assert lines(run / "log.jsonl") == lines(finished / "log.jsonl")
 
 
 def test_unreadable_images_are_named_and_counted(tmp_path, checkpoint, tree_judge):
@@ -699,12 +749,17 @@ def test_a_test_set_whose_pictures_are_gone_is_no_table(tmp_path, checkpoint, tr
     assert not (tmp_path / "run" / "eval.json").exists()
 
 
-def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_judge):
+def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_judge, finished):
+    """And only the dynamic reward has a bar."""
+    assert all("bar" in s and "rewards" in s for s in lines(finished / "samples.jsonl"))
     run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--reward", "exact", "--noise", "1",
                                "--malformed", "-2", "--steps", "1"))
     judge = TaxonomyJudge.from_json(tree_judge)
     ladder = ["wrong", "abstain", "generic", "less specific", "specific"]
-    for s in lines(run / "samples.jsonl"):
+    samples = lines(run / "samples.jsonl")
+    assert len(samples) == 4
+    for s in samples:
+        assert "bar" not in s
         for answer, category, reward in zip(s["answers"], s["categories"], s["rewards"]):
             assert reward == {"malformed": -2.0, "specific": 1.0}.get(category, 0.0)
             if answer is not None:  # every verdict moved one rung
@@ -738,15 +793,14 @@ def test_mistakes_end_in_one_line(tmp_path, checkpoint, tree_judge, change, mess
 
 
 def test_a_run_folder_that_cannot_be_made_ends_in_one_line(tmp_path, checkpoint, tree_judge):
-    argv = arguments(tmp_path, checkpoint, tree_judge)
-    argv[argv.index("--out") + 1] = str(tree_judge / "run")
+    argv = with_out(arguments(tmp_path, checkpoint, tree_judge), tree_judge / "run")
     with pytest.raises(SystemExit, match="^train.py: .*tree.json"):
         train.main(argv)
 
 
-def test_a_resume_that_cannot_be_loses_nothing(tmp_path, checkpoint, tree_judge):
+def test_a_resume_that_cannot_be_loses_nothing(tmp_path, finished):
     """The state broken, then gone; another version's configuration: one line, every file as it was."""
-    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1"))
+    run = shutil.copytree(finished, tmp_path / "run")
 
     def refused(message):
         before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
@@ -773,12 +827,11 @@ def test_a_resume_that_cannot_be_loses_nothing(tmp_path, checkpoint, tree_judge)
         refused("config.json is not the configuration of a run of this version")
 
 
-def test_a_run_is_never_overwritten(tmp_path, checkpoint, tree_judge):
-    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1"))
-    before = (run / "log.jsonl").read_text()
+def test_a_run_is_never_overwritten(tmp_path, checkpoint, tree_judge, finished):
+    before = {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()}
     with pytest.raises(SystemExit, match="holds a run already"):
-        train.main(arguments(tmp_path, checkpoint, tree_judge))
-    assert (run / "log.jsonl").read_text() == before
+        train.main(with_out(arguments(tmp_path, checkpoint, tree_judge), finished))
+    assert before == {file: file.read_bytes() for file in finished.rglob("*") if file.is_file()}
 
 
 def test_defaults_are_the_papers_and_flags_win():

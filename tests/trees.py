@@ -1,5 +1,6 @@
 """Miniature trees of the published sets, format-exact, with drawn pictures; and a writer of MATLAB files."""
 
+import json
 import struct
 import zlib
 from pathlib import Path
@@ -57,6 +58,14 @@ def cub(root: Path, per_class: int = 6, size=(70, 56)) -> Path:
     classes = [f"{class_number} {name}" for class_number, name in enumerate(BIRDS, 1)]
     cub_lists(folder, classes, images, labels, split)
     return folder
+
+
+def judge_of_cub(root: Path) -> Path:
+    """A taxonomy of the four classes, as a judge's file: a bird, or one of four birds."""
+    names = {label.split(".")[1].replace("_", " "): "bird" for label in BIRDS}
+    file = root / "tree.json"
+    file.write_text(json.dumps({"parents": names | {"bird": None}}))
+    return file
 
 
 def cub_lists(folder: Path, classes, images, labels, split) -> None:
