@@ -170,7 +170,8 @@ def train(job: Job) -> None:
         #    image that can't be read is named, and left out. If too many are, the run stops.
         with log.timer("rollout"):
             examples, images, unreadable = data.read_images(share(batch))
-            require_readable(gather(unreadable), len(batch), config.max_unreadable, f"step {step}")
+            all_unreadable = gather(unreadable)
+            require_readable(all_unreadable, len(batch), config.max_unreadable, f"step {step}")
             ids = [example.id for example in examples]
             groups = sample(policy, images, ids, job.question, n=config.n, seed=config.seed,
                             stream=f"train/{step}", temperature=config.temperature,
@@ -519,8 +520,8 @@ def validate(job: Job) -> dict[str, float]:
                        max_new_tokens=config.max_new_tokens, rows=evaluation_rows(config),
                        label=f"validate {name}")
         summary = merge(gather([own["summary"]]))
-        require_readable(gather(own["unreadable"]), len(examples), config.max_unreadable,
-                         f"the validation on {name}")
+        unreadable = gather(own["unreadable"])
+        require_readable(unreadable, len(examples), config.max_unreadable, f"the validation on {name}")
         trust(job.judge, summary.judge_errors, summary.n + summary.judge_errors, config.max_judge_errors,
               "validation answers")
         if summary.n > 0:
