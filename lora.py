@@ -108,10 +108,10 @@ def cast_adapters(model: nn.Module):
     """Inside, and where no gradient is recorded, the adapters are cast to their base's dtype once, and not
     again for every token that is decoded. Nothing may train inside: the copies would not follow."""
     layers = lora_layers(model).values()
-    for layer in layers:
-        dtype = layer.base.weight.dtype
-        layer.cast = (layer.lora_A.detach().to(dtype), layer.lora_B.detach().to(dtype))
     try:
+        for layer in layers:
+            dtype = layer.base.weight.dtype
+            layer.cast = (layer.lora_A.detach().to(dtype), layer.lora_B.detach().to(dtype))
         yield
     finally:
         for layer in layers:

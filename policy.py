@@ -95,7 +95,7 @@ def try_picture(policy: Policy) -> None:
 
 def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> Policy:
     """A Policy from a model and a processor in memory. The model is frozen. Raises ValueError where the chat
-    template has no place for an image, or no token ends a completion."""
+    template has no place for an image, no token ends a completion, or attention is not sdpa's."""
     model.eval().requires_grad_(False)
     check_chat_template(processor, name)
 
@@ -105,6 +105,11 @@ def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> P
 
     # A fresh config at generate() would still inherit repetition_penalty and top_k from the model's.
     model.generation_config = GenerationConfig(eos_token_id=eos_ids, pad_token_id=pad_id)
+
+    attention = model.get_decoder().config._attn_implementation
+    if attention != "sdpa":
+        raise ValueError(f"{name or 'this model'} attends by {attention!r}: load it with "
+                         "attn_implementation=\"sdpa\"")
 
     # A window of attention that slides ends inside the prompt for some tokens of a completion.
     shared = getattr(model.config.get_text_config(), "sliding_window", None) is None

@@ -93,7 +93,7 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
 
     images: B PIL images; ids: their B names, which with (seed, stream, n) fix the random numbers. temperature
     0 is greedy. At most max_rows rows are decoded at a time, half as many from then on where memory runs
-    out, images with prompts of about one length together.
+    out (once: OutOfMemoryError if it runs out again), images with prompts of about one length together.
     """
     # Each image and the question go through the frozen parts once.
     prompts = encode(policy, images, question)
@@ -104,7 +104,8 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
 
     if policy.rows is not None:
         max_rows = min(max_rows, policy.rows)
-    ran_out = False
+    rows_that_fit = 0
+    has_halved = False
     while queue:
         # A round: as many rows as may be decoded at a time.
         rows = next_round(queue, max_rows, policy.shared)
@@ -116,12 +117,17 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
             names = [(seed, stream, ids[i], k) for i, k in rows]
             uniforms = draw_uniforms(names, max_new_tokens).to(policy.device)  # (R, T)
 
-        # Decode, with fewer rows from here on if memory runs out.
-        tensors = decode_or_halve(policy, row_prompts, uniforms, temperature, max_new_tokens, ran_out)
-        if tensors is None:  # and policy.rows is half of what did not fit
-            ran_out = True
-            max_rows = policy.rows
+        # Decode. If memory runs out, with half as many rows from here on, and in later calls too.
+        tensors = decode_if_it_fits(policy, row_prompts, uniforms, temperature, max_new_tokens)
+        if tensors is None:
+            if has_halved or len(rows) == 1:
+                raise torch.cuda.OutOfMemoryError(f"out of memory with {len(rows)} rows decoded at a time")
+            has_halved = True
+            max_rows = max(rows_that_fit, (len(rows) + 1) // 2)
+            policy.rows = max_rows
+            warnings.warn(f"out of memory with {len(rows)} rows decoded at a time: going on with {max_rows}")
             continue
+        rows_that_fit = max(rows_that_fit, len(rows))
 
         # Keep each row with its image.
         for (i, _), completion in zip(rows, zip(*tensors)):
@@ -266,21 +272,17 @@ def first_eos_mask(completions: Tensor, eos_ids: list[int]) -> Tensor:
     return eos_before == 0
 
 
-def decode_or_halve(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, temperature: float,
-                    max_new_tokens: int, ran_out: bool) -> tuple[Tensor, Tensor, Tensor] | None:
-    """decode(...). Where GPU memory runs out: None, and policy.rows is half of these rows for good. Raises
-    OutOfMemoryError where it ran out before, or a single row does not fit."""
+def decode_if_it_fits(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, temperature: float,
+                      max_new_tokens: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """decode(...), plainly where prompts can't be shared; None where GPU memory runs out."""
     try:
         if not policy.shared:
             return decode_plainly(policy, prompts, uniforms, temperature, max_new_tokens)
         return decode(policy, prompts, uniforms, temperature, max_new_tokens)
     except torch.cuda.OutOfMemoryError:
-        if ran_out or len(prompts) == 1:
-            raise
+        pass
     # Outside the except clause, whose traceback holds the memory.
     torch.cuda.empty_cache()
-    policy.rows = (len(prompts) + 1) // 2
-    warnings.warn(f"out of memory with {len(prompts)} rows decoded at a time: going on with {policy.rows}")
     return None
 
 
@@ -372,16 +374,16 @@ def with_mask(policy: Policy, completions: Tensor, logprobs: Tensor) -> tuple[Te
     return completions, mask, torch.where(mask, logprobs, 0.0)
 
 
-def distinct_prompts(prompts: list[Prompt]) -> tuple[list[Prompt], list[int]]:
-    """The prompts, those that stand next to each other and are the same object once; and for each of the R
-    rows the number of its own."""
+def distinct_prompts(prompts: list[Prompt]) -> tuple[list[Prompt], Tensor]:
+    """The prompts, those that stand next to each other and are the same object once; and (R,) for each row
+    the number of its own."""
     distinct = []
     image_of_row = []
     for prompt in prompts:
         if not distinct or prompt is not distinct[-1]:
             distinct.append(prompt)
         image_of_row.append(len(distinct) - 1)
-    return distinct, image_of_row
+    return distinct, torch.tensor(image_of_row, device=prompts[0].ids.device)
 
 
 def prefill(policy: Policy, prompts: list[Prompt]) -> list[DynamicCache]:

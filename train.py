@@ -147,6 +147,7 @@ class Job:
     validation: dict[str, list]  # by dataset
     tests: dict[str, list]
     shown: list                  # a few validation images, for the report
+    evaluation_rows: int         # answers decoded at a time outside training
     steps: int
     done: int                    # the last saved step; -1: not even validated
     progress: tqdm | None = None
@@ -503,11 +504,6 @@ def show_progress(job: Job, line: dict) -> None:
     job.progress.set_postfix(watched)
 
 
-def evaluation_rows(config: Config) -> int:
-    """Answers decoded at a time outside training, where each may have a prompt of its own to encode."""
-    return min(config.rows, 256)
-
-
 def validate(job: Job) -> dict[str, float]:
     """Figures of greedy answers to the validation images, the mean over datasets. Each process answers its
     own share of the images."""
@@ -517,7 +513,7 @@ def validate(job: Job) -> dict[str, float]:
         if not examples:
             continue
         own = evaluate(job.policy, job.judge, share(examples), job.question,
-                       max_new_tokens=config.max_new_tokens, rows=evaluation_rows(config),
+                       max_new_tokens=config.max_new_tokens, rows=job.evaluation_rows,
                        label=f"validate {name}")
         summary = merge(gather([own["summary"]]))
         unreadable = gather(own["unreadable"])
@@ -535,7 +531,7 @@ def show_pictures(job: Job, step: int) -> None:
     """N answers to the same few validation pictures, for the report's before and after."""
     config = job.config
     seen = evaluate(job.policy, job.judge, job.shown, job.question, config.n, config.temperature,
-                    config.max_new_tokens, config.seed, evaluation_rows(config), label="pictures to show")
+                    config.max_new_tokens, config.seed, job.evaluation_rows, label="pictures to show")
     lines = []
     for record, categories in zip(seen["records"], seen["groups"]):
         if len(categories) == config.n:  # no judge error among them
@@ -551,7 +547,7 @@ def finish_run(job: Job) -> None:
         check_folder(job.run, job.lock)
         save_adapter(job.policy.model, job.run / "adapter", job.policy.name)
     results = before_and_after(job.policy, job.judge, job.tests, job.question, config.max_new_tokens,
-                               config.seed, config.max_judge_errors, evaluation_rows(config),
+                               config.seed, config.max_judge_errors, job.evaluation_rows,
                                config.max_unreadable)
     if RANK > 0:
         return
@@ -657,8 +653,13 @@ def open_job(config: Config, folder: Path | None, lock) -> Job:
     parameters = [p for p in policy.model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay)
 
+    # How many answers are decoded at a time: in training, and where each has a prompt of its own.
     config.rows = rows_at_a_time(policy, judge, question, config.n, config.images_per_step,
                                  config.max_new_tokens, config.max_pixels, most=config.rows)
+    rows = min(config.rows, 256)
+    evaluation_rows = rows_at_a_time(policy, judge, question, 1, rows, config.max_new_tokens,
+                                     config.max_pixels, most=rows)
+
     steps = config.steps or config.epochs * (len(examples) // config.images_per_step)
     done = load_state(run, policy, optimizer, steps) if folder else -1
     candidates = []
@@ -670,7 +671,7 @@ def open_job(config: Config, folder: Path | None, lock) -> Job:
         write_json(run / "config.json", asdict(config))
         print(json.dumps(asdict(config) | {"steps": steps}, indent=2))
     return Job(config, run, lock, policy, optimizer, judge, question, examples, validation, tests, shown,
-               steps, done)
+               evaluation_rows, steps, done)
 
 
 def main(argv: list[str] | None = None) -> Path:

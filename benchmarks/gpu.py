@@ -42,6 +42,7 @@ import tiny
 import train
 import words
 from judges.packed import PackedJudge
+from support.memory import USABLE
 from support.checkpoints import limit_pixels
 
 TEXT = {
@@ -61,7 +62,6 @@ PAPER_STEPS = 165
 PAIRS = 1500  # distinct pairs of a truth and an answer in a step of 2,560 answers
 
 CARDS = (24, 48, 80, 141)  # GB
-USABLE = 0.95              # of a card: the rest is CUDA's own, and gaps between tensors
 ROWS = (64, 128, 256, 512, 1024, 2560)
 MICRO_BATCHES = (1, 2, 4)
 UPDATED = 12               # images of each update that is timed

@@ -7,7 +7,6 @@ what is free at the moment: a run that goes on decodes in the same rounds as one
 """
 
 import math
-import sys
 
 import torch
 from PIL import Image
@@ -17,9 +16,10 @@ from policy import Policy, processor_inputs
 from rollout import PROMPTS_AT_ONCE, SAMPLER_BYTES
 from support.checkpoints import render_question
 
-CPU_ROWS = 512               # where nothing else is said
-USABLE = 0.92                # of a card: the rest goes to the CUDA context and to gaps between tensors
+CPU_ROWS = 512  # where nothing else is said
+USABLE = 0.92   # of a card: the rest goes to the CUDA context and to gaps between tensors
 LARGEST_PIXELS = 512 * 28 * 28  # of an image, where no limit is set
+SHAPES = (1 / 2, 2 / 3, 3 / 4, 1, 4 / 3, 3 / 2, 2)  # of images, width by height
 
 
 def rows_at_a_time(policy: Policy, judge, question: str, n: int, images: int, max_new_tokens: int,
@@ -32,10 +32,7 @@ def rows_at_a_time(policy: Policy, judge, question: str, n: int, images: int, ma
     held = held_bytes(policy.model) + judge_bytes(judge)
     prompt = longest_prompt(policy, question, max_pixels or LARGEST_PIXELS)
     fit = rows_that_fit(policy.model, card, held, prompt, n, images, max_new_tokens)
-    rows = min(fit, most or fit)
-    print(f"{rows} answers are decoded at a time: {fit} fit {card / 1e9:.0f} GB, with prompts of up to "
-          f"{prompt} tokens and {max_new_tokens} new ones", file=sys.stderr)
-    return rows
+    return min(fit, most or fit)
 
 
 def rows_that_fit(model: nn.Module, card: int, held: int, prompt: int, n: int, images: int,
@@ -58,9 +55,12 @@ def rows_that_fit(model: nn.Module, card: int, held: int, prompt: int, n: int, i
     row += config.vocab_size * (item + 4)
     row += heads * (max_new_tokens + prompt) * 6 * 4
 
-    # What is there beside the rows: the embeddings of all prompts, the forward of some of them (four tensors
-    # as wide as an MLP at a time), and the sampler's temporaries.
-    beside = images * prompt * config.hidden_size * item
+    # What is there beside the rows: the embeddings of all prompts (and Qwen3-VL's deeper features, each as
+    # large), the forward of some of them (four tensors as wide as an MLP at a time), and the sampler's
+    # temporaries.
+    vision = getattr(model.config, "vision_config", None)
+    deep = getattr(vision, "deepstack_visual_indexes", None) or []
+    beside = images * prompt * config.hidden_size * item * (1 + len(deep))
     beside += PROMPTS_AT_ONCE * prompt * 4 * config.intermediate_size * item
     beside += SAMPLER_BYTES
 
@@ -90,7 +90,11 @@ def judge_bytes(judge) -> int:
 
 
 def longest_prompt(policy: Policy, question: str, max_pixels: int) -> int:
-    """Tokens of a square image of that many pixels with the question."""
-    side = math.isqrt(max_pixels)
+    """Tokens of the question with an image of that many pixels, of the usual shapes the one with the most."""
     text = render_question(policy.processor, question)
-    return processor_inputs(policy, text, Image.new("RGB", (side, side)))["input_ids"].shape[1]
+    lengths = []
+    for ratio in SHAPES:
+        height = math.isqrt(int(max_pixels / ratio))
+        image = Image.new("RGB", (max_pixels // height, height))
+        lengths.append(processor_inputs(policy, text, image)["input_ids"].shape[1])
+    return max(lengths)

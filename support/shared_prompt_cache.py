@@ -33,71 +33,81 @@ DROP = 1 / 8            # share of the rows that must have ended before the othe
 class Places:
     """Where the rows stand: those of an image side by side, each in a place of its own.
 
-    image, place: (R,), each row's image and its place there. row_at: (B, N), the row at each place; a place
-    without a row, because an image has fewer or because the row has ended, holds some other row's number, and
-    what comes out there is not read. padding: (B, P), true behind the end of each prompt; bias: (B, 1, P)
-    float32, -inf there and 0 elsewhere.
+    image, place: (R,), each row's image and its place there. row_at: (B, N), the row at each place; an empty
+    one, where an image has fewer rows than others, holds 0, and what is computed there is never read. bias:
+    (B, 1, P) float32, -inf behind a prompt's end, 0 elsewhere.
     """
     image: Tensor
     place: Tensor
     row_at: Tensor
-    padding: Tensor
     bias: Tensor
 
-    def keep(self, rows: Tensor) -> None:
-        """Only these rows go on, numbered in this order. Ended rows leave their place empty."""
-        self.image = self.image[rows]
-        self.place = self.place[rows]
-        self.row_at = torch.zeros_like(self.row_at)
-        self.row_at[self.image, self.place] = torch.arange(len(rows), device=rows.device)
+    def by_image(self, x: Tensor) -> Tensor:
+        """(G, B, N * Q, D) from (R, G, Q, D): the rows of an image together."""
+        return x.transpose(0, 1)[:, self.row_at].flatten(2, 3)
+
+    def by_row(self, x: Tensor) -> Tensor:
+        """The way back."""
+        n = self.row_at.shape[1]
+        return x.unflatten(2, (n, -1))[:, self.image, self.place].transpose(0, 1)
 
 
-def places_of(lengths: Tensor, image_of_row: list[int]) -> Places:
-    """lengths: (B,) tokens of each prompt, without the last. image_of_row: R numbers of prompts, those of one
-    prompt next to each other."""
-    place_of_row = []
-    for row, image in enumerate(image_of_row):
-        is_next = row > 0 and image == image_of_row[row - 1]
-        place_of_row.append(place_of_row[-1] + 1 if is_next else 0)
+def places_of(lengths: Tensor, image_of_row: Tensor) -> Places:
+    """lengths: (B,) tokens of each prompt, without the last; image_of_row: (R,) numbers of prompts, in their
+    order, none left out."""
     device = lengths.device
-    image = torch.tensor(image_of_row, device=device)                     # (R,)
-    place = torch.tensor(place_of_row, device=device)                     # (R,)
-    padding = torch.arange(int(lengths.max()), device=device) >= lengths[:, None]  # (B, P)
-    row_at = torch.zeros(len(lengths), max(place_of_row) + 1, dtype=torch.long, device=device)  # (B, N)
-    bias = torch.zeros(padding.shape, device=device).masked_fill(padding, -torch.inf)
-    places = Places(image, place, row_at, padding, bias[:, None])
-    places.keep(torch.arange(len(image_of_row), device=device))
-    return places
+    rows = torch.arange(len(image_of_row), device=device)                 # (R,)
+    counts = image_of_row.bincount(minlength=len(lengths))                # (B,)
+    first_row = counts.cumsum(0) - counts                                 # (B,)
+    place = rows - first_row[image_of_row]                                # (R,)
+    row_at = torch.zeros(len(lengths), int(counts.max()), dtype=torch.long, device=device)  # (B, N)
+    row_at[image_of_row, place] = rows
+    bias = torch.zeros(padding_of(lengths).shape, device=device)
+    bias.masked_fill_(padding_of(lengths), -torch.inf)
+    return Places(image_of_row, place, row_at, bias[:, None])
+
+
+def padding_of(lengths: Tensor) -> Tensor:
+    """(B, P) bool, true behind the end of each prompt."""
+    return torch.arange(int(lengths.max()), device=lengths.device) >= lengths[:, None]
 
 
 class SharedPromptCache(Cache):
     """The keys and values of B prompts, and of the own tokens of R rows that go on from them.
 
     prefilled: what the decoder has made of the prompts without their last tokens, a few prompts after the
-    other, padded on the right; emptied here, layer by layer. room: own tokens that a row may come to have.
+    other, padded on the right; emptied here, layer by layer. lengths, image_of_row: as places_of takes them.
+    room: own tokens that a row may come to have.
     """
 
-    def __init__(self, prefilled: list[DynamicCache], lengths: Tensor, image_of_row: list[int], room: int):
-        self.places = places_of(lengths, image_of_row)
+    def __init__(self, prefilled: list[DynamicCache], lengths: Tensor, image_of_row: Tensor, room: int):
+        self.lengths = lengths
+        places = places_of(lengths, image_of_row)
+        padding = padding_of(lengths)
         layers = []
         for number in range(len(prefilled[0].layers)):
-            keys = join([cache.layers[number].keys for cache in prefilled], self.places.padding)
-            values = join([cache.layers[number].values for cache in prefilled], self.places.padding)
+            keys = join([cache.layers[number].keys for cache in prefilled], padding)
+            values = join([cache.layers[number].values for cache in prefilled], padding)
             for cache in prefilled:
                 cache.layers[number] = None
-            layers.append(SharedPromptLayer(keys, values, self.places, room))
+            layers.append(SharedPromptLayer(keys, values, places, room))
         super().__init__(layers=layers)
 
     def keep(self, rows: Tensor) -> None:
-        """Only these rows (numbers) go on, in this order."""
+        """Only these rows (numbers, in their order) go on, and only prompts that still have rows."""
+        if len(rows) == 0:
+            return
+        image_of_row = self.layers[0].places.image[rows]
+        images, image_of_row = image_of_row.unique(return_inverse=True)
+        self.lengths = self.lengths[images]
+        places = places_of(self.lengths, image_of_row)
         for layer in self.layers:
-            layer.keep(rows)
-        self.places.keep(rows)
+            layer.keep(rows, images, places)
 
 
 def join(parts: list[Tensor], padding: Tensor) -> Tensor:
-    """(G, B, P, D) from parts (some prompts, G, their longest, D). What stands in the padding becomes 0: it
-    has no weight, but 0 times infinity would be NaN."""
+    """(G, B, P, D) from parts (b, G, p, D), each of b prompts with p tokens at most. What stands in the
+    padding becomes 0: it has no weight, but 0 times infinity would be NaN."""
     _, groups, _, dim = parts[0].shape
     joined = parts[0].new_zeros(groups, *padding.shape, dim)
     start = 0
@@ -126,20 +136,25 @@ class SharedPromptLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, keys: Tensor, values: Tensor, *args, **kwargs) -> tuple:
-        """Adds a token to every row: (R, G, 1, D). Returns itself in the place of keys and values: `attend`
-        takes what it needs."""
+        """Adds a token to every row: (R, G, 1, D). transformers hands on to the attention what this returns
+        as keys and values: `attend` gets the layer."""
         self.own_keys[:, :, self.length] = keys[:, :, 0]
         self.own_values[:, :, self.length] = values[:, :, 0]
         self.length += 1
         return self, self
 
-    def keep(self, rows: Tensor) -> None:
-        """The rows that go on move to the front of the room."""
+    def keep(self, rows: Tensor, images: Tensor, places: Places) -> None:
+        """The rows that go on move to the front of the room; prompts without rows are let go of."""
         count = len(rows)
         self.own_keys[:count, :, :self.length] = self.own_keys[rows, :, :self.length]
         self.own_values[:count, :, :self.length] = self.own_values[rows, :, :self.length]
         self.own_keys = self.own_keys[:count]
         self.own_values = self.own_values[:count]
+        if len(images) < self.prompt_keys.shape[1]:
+            longest = places.bias.shape[2]
+            self.prompt_keys = self.prompt_keys[:, images, :longest]
+            self.prompt_values = self.prompt_values[:, images, :longest]
+        self.places = places
 
     # What `generate` asks: of the rows' own tokens alone.
 
@@ -176,34 +191,35 @@ def shared_prompt_attention(model) -> Iterator[None]:
 def attend(module, query: Tensor, layer: SharedPromptLayer, _, attention_mask, scaling: float,
            **kwargs) -> tuple[Tensor, None]:
     """Attention as transformers calls it, with a layer of the cache in the place of keys and values. query:
-    (R, H, 1, D). Returns (R, 1, H, D)."""
+    (R, H, 1, D). Returns (R, 1, H, D).
+
+    For one row it is (keys and values of its prompt, then its own):
+
+        weights = softmax(scaling * query @ cat([prompt_keys, own_keys]).T)
+        out = weights @ cat([prompt_values, own_values])
+    """
     rows, heads, _, dim = query.shape
     places = layer.places
-    images, n = places.row_at.shape
-    groups, _, length, _ = layer.prompt_keys.shape
     own_keys = layer.own_keys[:, :, :layer.length]                        # (R, G, T, D)
     own_values = layer.own_values[:, :, :layer.length]
     # Heads that read the same key head stand together.
-    query = query.reshape(rows, groups, -1, dim)                          # (R, G, H/G, D)
+    query = query.reshape(rows, own_keys.shape[1], -1, dim)               # (R, G, H/G, D)
 
     # Scores: of an image's rows with its prompt, all in one product; of each row with its own tokens.
-    laid_out = query.transpose(0, 1)[:, places.row_at]                    # (G, B, N, H/G, D)
-    prompt_scores = product(laid_out.flatten(2, 3), layer.prompt_keys.transpose(2, 3))  # (G, B, N*H/G, P)
-    prompt_scores = torch.add(places.bias, prompt_scores, alpha=scaling)  # what is hidden is -inf now
-    prompt_scores = prompt_scores.unflatten(2, (n, -1))[:, places.image, places.place]  # (G, R, H/G, P)
+    prompt_scores = product(places.by_image(query), layer.prompt_keys.transpose(2, 3))  # (G, B, N*H/G, P)
+    prompt_scores = torch.add(places.bias, prompt_scores, alpha=scaling)  # -inf where there is padding
+    prompt_scores = places.by_row(prompt_scores)                          # (R, G, H/G, P)
     own_scores = scaling * product(query, own_keys.transpose(2, 3))       # (R, G, H/G, T)
 
     # One softmax over both.
-    scores = torch.cat([prompt_scores.transpose(0, 1), own_scores], dim=-1)
+    scores = torch.cat([prompt_scores, own_scores], dim=-1)
     weights = scores.softmax(-1).to(query.dtype)                          # (R, G, H/G, P + T)
-    prompt_weights, own_weights = weights.split([length, layer.length], dim=-1)
+    prompt_weights, own_weights = weights.tensor_split([weights.shape[-1] - layer.length], dim=-1)
 
     # Values by their weights, in the same two ways.
-    laid_out = prompt_weights.transpose(0, 1)[:, places.row_at]           # (G, B, N, H/G, P)
-    from_prompt = product(laid_out.flatten(2, 3), layer.prompt_values)    # (G, B, N*H/G, D)
-    from_prompt = from_prompt.unflatten(2, (n, -1))[:, places.image, places.place]      # (G, R, H/G, D)
+    from_prompt = product(places.by_image(prompt_weights), layer.prompt_values)         # (G, B, N*H/G, D)
     from_own = product(own_weights, own_values)                           # (R, G, H/G, D)
-    out = (from_prompt.transpose(0, 1) + from_own).to(query.dtype)
+    out = (places.by_row(from_prompt) + from_own).to(query.dtype)
     return out.reshape(rows, 1, heads, dim), None
 
 

@@ -251,7 +251,7 @@ def test_ended_rows_are_dropped_and_change_nothing(policy, monkeypatch):
     kept, kept_rows = groups_and_rows()
 
     lengths = sorted(int(x) for group in dropped for x in group.mask.sum(1))
-    assert lengths[0] < 5 and lengths[-1] > 65  # more than the cache's first room
+    assert lengths[0] < 5 and lengths[-1] > 65
     for a, b in zip(dropped, kept, strict=True):
         assert a.texts == b.texts
         width = min(a.mask.shape[1], b.mask.shape[1])
@@ -288,6 +288,24 @@ def test_out_of_memory_is_met_with_half_the_rows_once(policy, monkeypatch):
     monkeypatch.setattr(rollout, "decode", fits(2))
     with pytest.raises(torch.cuda.OutOfMemoryError), pytest.warns(UserWarning):
         answers()
+
+
+def test_a_small_round_that_runs_out_does_not_halve_what_has_fitted(policy, monkeypatch):
+    """16 rows fit, then the last 4 do not, and are tried once more: from then on there are 16 again."""
+    decode = rollout.decode
+    tried = []
+
+    def run(policy, prompts, *args):
+        tried.append(len(prompts))
+        if len(tried) == 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return decode(policy, prompts, *args)
+
+    monkeypatch.setattr(rollout, "decode", run)
+    with pytest.warns(UserWarning, match="4 rows decoded at a time: going on with 16"):
+        sample(policy, tiny.pictures(*[(56, 56)] * 5), list("abcde"), "what?", 4, max_new_tokens=4,
+               max_rows=16)
+    assert tried == [16, 4, 4] and policy.rows == 16
 
 
 def test_no_state_stays_in_the_model(policy):

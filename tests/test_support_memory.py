@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import policy as policies
 import tiny
 from lora import add_lora
 from support import memory
@@ -62,18 +63,42 @@ def test_weights_that_are_trained_take_more(policy):
 def test_a_cpu_has_a_fixed_number(policy):
     assert rows_at_a_time(policy, None, "what?", 8, 256, 512, None) == 512
     assert rows_at_a_time(policy, None, "what?", 8, 256, 512, None, most=100) == 100
-    assert memory.longest_prompt(policy, "what?", 112 * 112) == memory.longest_prompt(policy, "what?",
-                                                                                      56 * 56) + 12
+
+
+def test_the_longest_prompt_is_not_always_a_squares(policy):
+    """Of 112 x 112 pixels a square has 16 tokens; 158 x 79 is 6 x 3 patches of 28, which are 18."""
+    square, = policies.encode(policy, tiny.pictures((112, 112)), "what?")
+    assert memory.longest_prompt(policy, "what?", 112 * 112) == len(square) + 2
 
 
 @pytest.mark.parametrize("most, rows", [(None, 304), (400, 304), (100, 100)])
-def test_on_a_gpu_what_fits_is_the_ceiling(monkeypatch, capsys, most, rows):
-    """(.92 x 34 - 16 - 4.28) GB at 35.3 MB a row are 311, so 38 groups of 8."""
+def test_on_a_gpu_what_fits_is_the_ceiling(monkeypatch, most, rows):
+    """(.92 x 34 - 16 - 4.28) GB at 35.3 MB a row are 311, so 38 groups of 8. The 16 GB are the policy's and
+    the judge's."""
     card = SimpleNamespace(total_memory=34 * 10 ** 9)
+    pixels = []
+
+    def longest(policy, question, max_pixels):
+        pixels.append(max_pixels)
+        return 600
+
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    monkeypatch.setattr(memory, "held_bytes", lambda model: 16 * 10 ** 9)
-    monkeypatch.setattr(memory, "longest_prompt", lambda *args: 600)
+    monkeypatch.setattr(memory, "held_bytes", lambda model: 8 * 10 ** 9)
+    monkeypatch.setattr(memory, "longest_prompt", longest)
     policy = SimpleNamespace(device=torch.device("cuda"), model=Sizes())
-    assert rows_at_a_time(policy, None, "what?", 8, 256, 512, None, most) == rows
-    printed = capsys.readouterr().err
-    assert printed.startswith(f"{rows} answers are decoded at a time: 304 fit 34 GB")
+    judge = SimpleNamespace(model=Sizes())
+    for max_pixels in (None, 1000):
+        assert rows_at_a_time(policy, judge, "what?", 8, 256, 512, max_pixels, most) == rows
+    assert pixels == [512 * 28 * 28, 1000]
+
+
+def test_deeper_features_count_as_embeddings_do():
+    shallow = Sizes()
+    deep = Sizes()
+    deep.config = SimpleNamespace(**vars(Sizes.config) | dict(
+        vision_config=SimpleNamespace(deepstack_visual_indexes=[0, 1, 2])))
+    more = 256 * 600 * 3584 * 2 * 3
+    arguments = dict(held=20e9, prompt=600, n=8, images=256, max_new_tokens=512)
+    for card in (40e9, 60e9):
+        assert (rows_that_fit(deep, card + more / 0.92, **arguments)
+                == rows_that_fit(shallow, card, **arguments) > 100)
