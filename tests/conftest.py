@@ -1,4 +1,5 @@
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,6 +24,23 @@ def checkpoint(tmp_path_factory):
 def judge_folder(tmp_path_factory):
     import tiny
     return tiny.save_judge(tmp_path_factory.mktemp("judge"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def readme_run(request, tmp_path_factory):
+    """The README's main command, `python train.py`, as a process and its folder. It is begun before the first
+    test, if its own test is among those asked for: it takes minutes, and has them beside the other tests."""
+    if all(item.name != "test_python_train_py" for item in request.session.items):
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("readme")
+    root = Path(__file__).resolve().parents[1]
+    with (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w") as stderr:
+        process = subprocess.Popen([sys.executable, "train.py", "--out", str(folder / "run")], cwd=root,
+                                   stdout=stdout, stderr=stderr, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    yield process, folder
+    process.kill()
+    process.wait()
 
 
 @pytest.fixture

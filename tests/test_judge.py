@@ -395,19 +395,6 @@ def test_open_judge_hands_the_prompt_on(judge_folder):
     assert open_judge(str(judge_folder)).prompt == load_prompt("short")  # by its size
 
 
-def test_ask_prints_how_likely_each_category_was(judge_folder):
-    """The folder judges/ imports judge.py back: run as a script, its classes must exist once."""
-    done = command("--judge", judge_folder, "--ask", "robin", "a bird")
-    assert done.returncode == 0, done.stderr
-    verdict, *rows = done.stdout.splitlines()
-    printed = {row[:16].strip(): float(row[16:]) for row in rows}
-    assert list(printed) == [c.label for c in Category]
-    assert sum(printed.values()) == pytest.approx(1, abs=0.003)
-    assert verdict == max(printed, key=printed.get)
-    probabilities = LLMJudge.load(str(judge_folder)).probabilities([("robin", "a bird")])[0]
-    assert list(printed.values()) == pytest.approx(probabilities.tolist(), abs=0.002)
-
-
 def test_ask_prints_no_probabilities_where_nobody_was_asked(judge_folder, capsys):
     for answer, verdict in (("Robin!", "specific"), ("robin or wren", "wrong")):
         judging.main(["--judge", str(judge_folder), "--ask", "robin", answer])
@@ -453,27 +440,52 @@ def test_importing_the_judge_imports_neither_torch_nor_transformers(tmp_path):
     assert run_in(folder, code) == [False, False]
 
 
+# As `python judge.py --judge FOLDER --ask robin "a bird"`, then as a library in the same process, which has
+# taken seconds to import torch and transformers.
+COMMAND_THEN_LIBRARY = """
+import contextlib, io, json, runpy, sys
+sys.path.insert(0, ".")
+folder, pairs = sys.argv[1], json.loads(sys.argv[2])
+sys.argv = ["judge.py", "--judge", folder, "--ask", "robin", "a bird"]
+with contextlib.redirect_stdout(io.StringIO()) as printed:
+    runpy.run_path("judge.py", run_name="__main__")
+import judge
+made = judge.open_judge(folder)
+print(json.dumps({"printed": printed.getvalue(), "made": type(made).__name__, "key": made.key,
+                  "verdicts": [int(v) for v in made([tuple(pair) for pair in pairs])],
+                  "logprobs": made.logprobs([tuple(pair) for pair in pairs[:7]]).tolist()}))
+"""
+
+
 @pytest.mark.parametrize("names, kind", [(["reward.py", "judge.py"], "LLMJudge"),
                                          (["reward.py", "judge.py", "judges"], "PackedJudge")])
-def test_copied_alone_it_gives_the_same_verdicts(tmp_path, judge_folder, names, kind):
+def test_copied_alone_it_gives_the_same_verdicts(tmp_path, judge_folder, capsys, names, kind):
     folder = copied(tmp_path, *names)
     pairs = [*PAIRS, ("Robin", "robin."), ("robin", "robin or wren"), ("robin", "I don't know")]
-    code = (f"import json, judge; made = judge.open_judge({str(judge_folder)!r}); pairs = {pairs!r}; "
-            "verdicts = [int(v) for v in made(pairs)]; "
-            "print(json.dumps([type(made).__name__, verdicts, made.logprobs(pairs[:7]).tolist(), made.key]))")
-    made, verdicts, logprobs, key = run_in(folder, code)
-    here = open_judge(str(judge_folder))
-    assert made == kind and key == here.key and isinstance(here, PackedJudge)
-    assert verdicts == [int(v) for v in here(pairs)]
-    close(torch.tensor(logprobs), here.logprobs(PAIRS))
-
-
-def test_copied_alone_its_command_works(tmp_path, judge_folder, capsys):
-    folder = copied(tmp_path, "reward.py", "judge.py")
-    done = command("--judge", judge_folder, "--ask", "robin", "a bird", folder=folder)
+    done = subprocess.run([sys.executable, "-I", "-c", COMMAND_THEN_LIBRARY, judge_folder, json.dumps(pairs)],
+                          cwd=folder, text=True, capture_output=True)
     assert done.returncode == 0, done.stderr
+    there = json.loads(done.stdout)
+    here = open_judge(str(judge_folder))
+    assert there["made"] == kind and there["key"] == here.key and isinstance(here, PackedJudge)
+    assert there["verdicts"] == [int(v) for v in here(pairs)]
+    close(torch.tensor(there["logprobs"]), here.logprobs(PAIRS))
+
+    # Its command says how likely each category was. The folder judges/ imports judge.py back: run as a
+    # script, its classes must exist once.
+    verdict, *rows = there["printed"].splitlines()
+    printed = {row[:16].strip(): float(row[16:]) for row in rows}
+    assert list(printed) == [c.label for c in Category]
+    assert sum(printed.values()) == pytest.approx(1, abs=0.003)
+    assert verdict == max(printed, key=printed.get)
+    probabilities = here.probabilities([("robin", "a bird")])[0]
+    assert list(printed.values()) == pytest.approx(probabilities.tolist(), abs=0.002)
     judging.main(["--judge", str(judge_folder), "--ask", "robin", "a bird"])
-    assert done.stdout == capsys.readouterr().out
+    assert there["printed"] == capsys.readouterr().out
+
+
+def test_copied_alone_its_command_explains(tmp_path):
+    folder = copied(tmp_path, "reward.py", "judge.py")
     done = command("--explain", "robin", "robin or wren", folder=folder)
     assert done.returncode == 0 and done.stdout.startswith("wrong by the rule offers_a_choice")
 

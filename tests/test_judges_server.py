@@ -147,7 +147,7 @@ GIVEN_UP = ("401", "403", "404")
 @pytest.mark.parametrize("how", [*LIES, *WHY])
 def test_each_failure_is_retried_and_mended_or_no_verdict_with_its_reason(server, how):
     server.target = "http://127.0.0.1:9"
-    judge = ask(server, timeout=1.5 if how == "silent" else 10.0)
+    judge = ask(server, timeout=0.5 if how == "silent" else 10.0)
     seen = []
 
     def first_two_tries(number, pair):

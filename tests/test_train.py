@@ -40,7 +40,7 @@ def arguments(tmp_path, checkpoint, judge, *more) -> list[str]:
         trees.cub(tmp_path)
     return ["--data", "cub", "--n", "8", "--root", str(tmp_path), "--model", str(checkpoint),
             "--judge", str(judge), "--limit", "6", "--images-per-step", "4", "--minibatch", "2",
-            "--steps", "3", "--max-new-tokens", "24", "--max-pixels", "6272", "--lora-rank", "8",
+            "--steps", "3", "--max-new-tokens", "20", "--max-pixels", "6272", "--lora-rank", "8",
             "--lr", "1e-3", "--eval-every", "2", "--eval-limit", "3", "--judge-cache", "none",
             "--out", str(tmp_path / "run"), *more]
 

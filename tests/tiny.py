@@ -22,14 +22,15 @@ TEMPLATE = ("{% for m in messages %}<|im_start|>{{ m.role }}\n"
 
 
 def tokenizer():
-    """A byte-level BPE with Qwen's control tokens."""
+    """A byte-level BPE with Qwen's control tokens. The words of the question and of the answers are a token
+    each: prompts and answers are short, and so are the tests."""
     tok = Tokenizer(models.BPE())
     tok.normalizer = normalizers.NFC()
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     words = ["<think> a bird with </think> <answer> red finch </answer> specific generic wrong abstain less "
-             "more"] * 4
-    trainer = trainers.BpeTrainer(vocab_size=320, show_progress=False,
+             "more none Mallard", PROMPTS["base"]] * 4
+    trainer = trainers.BpeTrainer(vocab_size=600, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tok.train_from_iterator(words, trainer)
     tok.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIALS])
