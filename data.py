@@ -413,6 +413,24 @@ def refuse_undecodable(what: str, text: str) -> None:
         raise ValueError(f"{what} {text!r:.200} is not UTF-8: rename it") from None
 
 
+def refuse_odd_words(argv: list[str] | None) -> None:
+    """ValueError for what argparse takes without a word: an option that is given twice, of which it keeps the
+    last; a value that is empty or not UTF-8. argv: of a command; None: this program's."""
+    given = set()
+    option = "the command line"
+    for word in sys.argv[1:] if argv is None else argv:
+        value = word
+        if word.startswith("--"):
+            option, equals, value = word.partition("=")
+            if option in given:
+                raise ValueError(f"{option} is given twice")
+            given.add(option)
+            value = value if equals else option
+        if value == "":
+            raise ValueError(f"{option} must not be empty")
+        refuse_undecodable(option, value)
+
+
 def _choose(split: str, rows: list[Row]) -> list[Row]:
     """The rows of one split, by any of its names, in the list's order."""
     wanted = SPLIT_NAMES[split]
@@ -861,7 +879,7 @@ def _advice(name: str, missing: str, by_coop: bool) -> str:
 # The command
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="What a dataset holds.")
     parser.add_argument("--data", required=True, help="a set's name, a class-folder tree, a .jsonl file")
     parser.add_argument("--root", help="the dataset's folder or one above it (default: data)")
@@ -870,10 +888,11 @@ def main() -> None:
     parser.add_argument("--sheet", help="where the sheet of pictures goes (default: runs/DATA-SPLIT.png)")
     parser.add_argument("--limit", type=int, help="decode no more of a split than these, evenly spread")
     parser.add_argument("--download", action="store_true", help="fetch it into ROOT/DATA first")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
-        if args.limit is not None and args.limit < 1:
-            raise ValueError("--limit must be at least 1")
+        refuse_odd_words(argv)
+        if args.limit is not None and not 1 <= args.limit <= 10 ** 9:
+            raise ValueError("--limit must be at least 1, at most 1,000,000,000")
         if not _has_folder("readers"):
             raise _missing_folder("readers", "python data.py")
         if args.download:

@@ -21,6 +21,7 @@ Where this departs from the paper and from lmms-owc:
 """
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -623,6 +624,7 @@ def run(args) -> None:
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
+        data.refuse_odd_words(argv)
         run(args)
     except ValueError as error:
         sys.exit(f"evaluate.py: {first_line(error)}")
@@ -631,7 +633,7 @@ def main(argv: list[str] | None = None) -> None:
         goes_on = args.out and not args.image
         if goes_on and isinstance(error, OSError):
             # It may be a mistake in this command, unless it came as far as to write.
-            goes_on = answers_file(args.out).exists()
+            goes_on = os.path.exists(answers_file(args.out))  # unlike Path's it takes any name
         if goes_on:
             why += "; what is written stands, the same command goes on"
         sys.exit(f"evaluate.py: {why}")

@@ -26,6 +26,7 @@ Where this departs from the official release:
 import argparse
 import os
 import re
+import stat
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -949,7 +950,20 @@ def load_prompt(name: str) -> tuple[str, list]:
         return INSTRUCTIONS + GUIDE, EXAMPLES
     if not Path(name).is_file():
         raise OSError(f"no judge prompt {name!r}: choose short, detailed, or a text file")
-    return Path(name).read_text(encoding="utf-8").strip(), []
+    try:
+        instructions = read_file(name).decode().strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"the judge's prompt {name} is no text in UTF-8") from None
+    if not instructions:
+        raise ValueError(f"the judge's prompt {name} is empty")
+    return instructions, []
+
+
+def read_file(path) -> bytes:
+    """What a file holds. Raises OSError, also for a pipe or a device: reading it may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"{path} is no file")
+    return Path(path).read_bytes()
 
 
 def question(truth: str, answer: str) -> str:
@@ -1202,6 +1216,19 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def refuse_odd_options(args: argparse.Namespace, argv: list[str] | None) -> None:
+    """Raises ValueError for what argparse takes without a word: an option that is given twice, of which it
+    keeps the last, and an empty value."""
+    words = sys.argv[1:] if argv is None else argv
+    options = [word.partition("=")[0] for word in words if word.startswith("--")]
+    for option in options:
+        if options.count(option) > 1:
+            raise ValueError(f"{option} is given twice")
+    for name, value in vars(args).items():
+        if value == "":
+            raise ValueError(f"--{name.replace('_', '-')} must not be empty")
+
+
 def show_verdict(judge: Judge, truth: str, answer: str) -> None:
     """Prints the verdict on one pair, and how likely each was if a model in this process was asked."""
     [verdict] = judge([(truth, answer)])
@@ -1238,6 +1265,10 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     p = parser()
     args = p.parse_args(argv)
+    try:
+        refuse_odd_options(args, argv)
+    except ValueError as e:
+        sys.exit(f"judge.py: {first_line(e)}")
     if args.explain:
         print(explain(*args.explain))
         if not args.ask and not args.audit:

@@ -91,6 +91,8 @@ def parse_config(argv: list[str] | None = None) -> tuple[Config, Path | None]:
     idle = [flag(name) for name in IDLE if name in given]
     if idle:
         raise ValueError(f"supervised fine-tuning learns from labels: {' and '.join(idle)} would do nothing")
+    if given.get("method", "sft") != "sft":
+        raise ValueError("reinforcement learning is a command of its own: python train.py")
     given.setdefault("beta", 0.0)
     given["method"] = "sft"
     return make_config(given), None

@@ -6,9 +6,8 @@
 import json
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from judge import BY_LABEL
+from judge import BY_LABEL, read_file
 from reward import Category, dynamic_bar, speciarl_rewards
 
 Judged = tuple[Category, Category, Mapping]  # (label, verdict, the file's row)
@@ -132,7 +131,7 @@ def read_audit(path) -> list[dict]:
     expected = "not JSON with ground_truth, prediction, category"
     rows = []
     # Bytes, because a text's lines would end at characters that JSON strings may hold.
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+    for number, line in enumerate(read_file(path).splitlines(), 1):
         try:
             rows.append(read_row(line))
         except (ValueError, LookupError, TypeError, RecursionError):

@@ -96,7 +96,10 @@ class CachedJudge(BaseJudge):
                 return [db.execute(statement, (self.key, *row)).fetchone() for row in rows]
 
     def refuse_foreign_file(self) -> None:
-        """Raises OSError for a file with something in it that does not begin as SQLite's do."""
+        """Raises OSError for a pipe or a device, and a file with something in it that does not begin as
+        SQLite's do."""
+        if self.path.exists() and not self.path.is_file() and not self.path.is_dir():
+            raise self.foreign_file()
         start = b""
         with suppress(FileNotFoundError, IsADirectoryError), self.path.open("rb") as file:
             start = file.read(len(HEADER))

@@ -11,12 +11,11 @@ import re
 import time
 import urllib.request
 from collections.abc import Sequence
-from pathlib import Path
 from threading import Thread
 
 from tqdm import tqdm
 
-from judge import BY_LABEL, BaseJudge, Pair, chat, load_prompt, parse_category
+from judge import BY_LABEL, BaseJudge, Pair, chat, load_prompt, parse_category, read_file
 from reward import Category
 
 ADDRESS = re.compile(r"""
@@ -49,7 +48,7 @@ def endpoint(url: str) -> str:
 def read_key(key_file: str | None) -> str:
     """The server's key from a file or from JUDGE_API_KEY in the environment; "" where there is none."""
     if key_file:
-        key = Path(key_file).read_text().strip()
+        key = read_file(key_file).decode().strip()
     else:
         key = os.environ.get("JUDGE_API_KEY", "").strip()
     is_missing = bool(key_file) and not key

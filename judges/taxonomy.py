@@ -9,9 +9,8 @@ tree.json.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from judge import BaseJudge, Pair, is_refusal, normalize_label
+from judge import BaseJudge, Pair, is_refusal, normalize_label, read_file
 from reward import Category
 
 PLURAL_ENDING = re.compile(r"""
@@ -80,10 +79,11 @@ class TaxonomyJudge(BaseJudge):
     def from_json(cls, path) -> "TaxonomyJudge":
         """A file {"parents": {name: parent or null}, "synonyms": {other name: name}}; no synonyms is fine."""
         try:
-            tree = json.loads(Path(path).read_text(encoding="utf-8"))
+            tree = json.loads(read_file(path))
             return cls(tree["parents"], tree.get("synonyms"))
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as e:
-            raise ValueError(f'{path}: expected {{"parents": {{name: parent or null}}}} ({e!r})') from None
+            why = f"{type(e).__name__}: {e}"[:200]
+            raise ValueError(f'{path}: expected {{"parents": {{name: parent or null}}}} ({why})') from None
 
     def ask(self, pairs: Sequence[Pair]) -> list[Category | None]:
         return [self.look_up(truth, answer) for truth, answer in pairs]

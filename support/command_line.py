@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from data import refuse_odd_words
+
 # What an option may be: a test, and its words. Each has two ends: a number beyond sense is a slip of the
 # hand, and would end in NaN or without memory an hour later.
 
@@ -93,6 +95,7 @@ def parse(made: argparse.ArgumentParser, argv: list[str] | None) -> tuple[dict, 
     folder = given.pop("resume")
     if folder == "":
         raise ValueError("--resume must be the folder of a run, got nothing")
+    refuse_odd_words(argv)
     return given, folder and Path(folder)
 
 

@@ -42,6 +42,7 @@ ENDS = {
     "--judge-timeout": ([0.1, 86_400], [0, -1, 86_401, "1e300", "inf", "nan"]),
     "--judge-patience": ([0.1, 86_400], [0, -1, 86_401, "1e300", "inf", "nan"]),
     "--max-judge-errors": ([0, 1], [-0.1, 1.1, "nan"]),
+    "--max-unreadable": ([0, 1], [-0.1, 1.1, "nan"]),
 }
 
 

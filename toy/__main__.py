@@ -9,6 +9,7 @@ Run it in the repository's folder: "-m toy" finds the folder toy/ from there onl
 import argparse
 import sys
 
+from data import refuse_odd_words
 from toy.base_policy import base_policy
 from toy.sheet import contact_sheet
 
@@ -20,9 +21,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if abs(args.seed) >= 2 ** 63:
         parser.error("--seed must be a number of 64 bits")
-    if args.sheet is not None:
-        draw_sheet(args.sheet)
     try:
+        refuse_odd_words(argv)
+        if args.sheet is not None:
+            draw_sheet(args.sheet)
         print(base_policy(args.seed))
     except (ValueError, OSError) as error:  # no such folder, a full disk
         sys.exit(f"toy: {error}")
