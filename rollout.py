@@ -227,9 +227,9 @@ class Sampler(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """scores: (R, V) float32, a copy that `generate` made for this, overwritten here."""
-        # Some rows at a time: a row's temporaries, two of them float64, take 28 bytes a token.
+        # Some rows at a time: a row's temporaries take up to 24 bytes a token.
         rows, vocabulary = scores.shape
-        rows_at_once = max(1, SAMPLER_BYTES // (28 * vocabulary))
+        rows_at_once = max(1, SAMPLER_BYTES // (24 * vocabulary))
         position = len(self.logprobs)               # counted within this `generate`
         tokens = []
         logprobs = []
@@ -247,7 +247,7 @@ class Sampler(LogitsProcessor):
     def choose(self, scores: Tensor, uniforms: Tensor | None) -> tuple[Tensor, Tensor]:
         """(r, 1) each: the tokens of r rows with scores (r, V) and uniforms (r,), and their
         log-probabilities."""
-        scores = scores.masked_fill(self.banned, -torch.inf)              # (r, V)
+        scores = scores.masked_fill_(self.banned, -torch.inf)             # (r, V)
         if self.temperature == 0:
             logprobs = scores.log_softmax(-1)
             token = scores.argmax(-1, keepdim=True)                       # (r, 1)
@@ -326,10 +326,8 @@ def decode(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, tempe
     uniforms: (R, max_new_tokens)."""
     model = policy.model.eval()
 
-    # Forward the prompts, all but their last tokens. Their keys and values are kept once.
     distinct, image_of_row = distinct_prompts(prompts)
     lengths = torch.tensor([len(prompt) - 1 for prompt in distinct], device=policy.device)  # (B,)
-    cache = SharedPromptCache(prefill(policy, distinct), lengths, image_of_row, room=max_new_tokens)
 
     # A row begins with its prompt's last token, at its own prompt's position.
     ids = torch.stack([prompt.ids[-1:] for prompt in prompts])            # (R, 1)
@@ -340,7 +338,10 @@ def decode(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, tempe
     logprobs = torch.zeros(completions.shape, device=policy.device)       # (R, T)
     rows = torch.arange(len(ids), device=policy.device)  # the numbers of the rows that go on
     length = 0                                           # tokens that those rows have so far
-    with shared_prompt_attention(model), cast_adapters(model):
+    with cast_adapters(model):
+        # Forward the prompts, all but their last tokens. Their keys and values are kept once.
+        cache = SharedPromptCache(prefill(policy, distinct), lengths, image_of_row, room=max_new_tokens)
+
         while length < max_new_tokens and len(rows) > 0:
             # Go on with these rows until a share of them has ended.
             remaining = None
@@ -348,8 +349,9 @@ def decode(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, tempe
                 remaining = uniforms[rows, length:]
             sampler = Sampler(remaining, temperature, policy.banned)
             ended_rows = EndedRows(eos, len(rows))
-            ids = generate(policy, ids, positions + length, cache, sampler, max_new_tokens - length,
-                           criteria=[ended_rows])
+            with shared_prompt_attention(model):
+                ids = generate(policy, ids, positions + length, cache, sampler, max_new_tokens - length,
+                               criteria=[ended_rows])
 
             # Write down what they said.
             new = len(sampler.logprobs)

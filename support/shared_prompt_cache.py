@@ -219,7 +219,7 @@ def attend(module, query: Tensor, layer: SharedPromptLayer, _, attention_mask, s
     # Values by their weights, in the same two ways.
     from_prompt = product(places.by_image(prompt_weights), layer.prompt_values)         # (G, B, N*H/G, D)
     from_own = product(own_weights, own_values)                           # (R, G, H/G, D)
-    out = (places.by_row(from_prompt) + from_own).to(query.dtype)
+    out = (from_own + places.by_row(from_prompt)).to(query.dtype)
     return out.reshape(rows, 1, heads, dim), None
 
 

@@ -1,5 +1,5 @@
-"""Mistakes on the command lines, in a table: whatever is given, the command ends in one line and a status, and
-no file in the folder it ran in, or at home, is made or changed.
+"""Mistakes on the command lines, in a table: whatever is given, the command ends in one line and a status,
+and no file in the folder it ran in, or at home, is made or changed.
 
 All commands run in this process, in the folder that `world` makes; the values below name files in it.
 """
@@ -61,8 +61,9 @@ LLM = {"--judge": ["judge"]}
 SERVER = {"--judge": ["http://127.0.0.1:9"], "--judge-model": ["m"]}
 
 WORDS = {
-    "--data": ["", "nowhere", "nowhere.jsonl", "notes.txt", "photo.jpg", "empty.jsonl", "folder", "pipe.jsonl",
-               "folder.jsonl", "photos.jsonl", NO_UTF8, "cub,cub", ",", "cub,", "/dev/null", "toy-cat"],
+    "--data": ["", "nowhere", "nowhere.jsonl", "notes.txt", "photo.jpg", "empty.jsonl", "folder",
+               "pipe.jsonl", "folder.jsonl", "photos.jsonl", NO_UTF8, "cub,cub", ",", "cub,", "/dev/null",
+               "toy-cat"],
     "--root": NO_FOLDER,
     "--protocol": NO_CHOICE,
     "--split": NO_CHOICE,
@@ -84,7 +85,8 @@ WORDS = {
     "--adapter": [*NO_FOLDER, "pipe", "judge"],
     "--embedder": [*NO_FOLDER, "pipe"],
     "--audit": [*NO_FILE, "empty", "notes.txt", "photo.jpg"],
-    "--sheet": ["", "folder", "photo.jpg/x.png", "x.nothing", "x", "/proc/x.png", "n" * 300 + ".png", NO_UTF8],
+    "--sheet": ["", "folder", "photo.jpg/x.png", "x.nothing", "x", "/proc/x.png",
+                "n" * 300 + ".png", NO_UTF8],
     "run": NO_FOLDER,
 }
 # What stands beside a mistake, so that it is looked at.

@@ -111,7 +111,7 @@ def test_the_samplers_memory_is_bounded_and_the_rows_together_or_apart_the_same(
     for temperature in (1.0, 0.0):
         together = Sampler(uniforms, temperature, banned)
         chosen = together(None, scores.clone())
-        monkeypatch.setattr(rollout, "SAMPLER_BYTES", 3 * 28 * 50)  # three rows at a time
+        monkeypatch.setattr(rollout, "SAMPLER_BYTES", 3 * 24 * 50)  # three rows at a time
         seen = []
         apart = Sampler(uniforms, temperature, banned)
         choose = apart.choose
