@@ -1,5 +1,5 @@
-"""Mistakes on the command lines, in a table: whatever is given, the command ends in one line and a status, and
-no file in the folder it ran in, or at home, is made or changed.
+"""Mistakes on the command lines, in a table: whatever is given, the command ends in one line and a status,
+and no file in the folder it ran in, or at home, is made or changed.
 
 All commands run in this process, in the folder that `world` makes; the values below name files in it.
 """
@@ -38,9 +38,9 @@ COMMANDS = {"train": train.main, "sft": sft.main, "evaluate": evaluate.main, "ju
 DATA = {"--data": ["cub"], "--root": ["sets"]}
 ANSWERS = {"--model": ["checkpoint"], "--judge": ["tree.json"], "--judge-cache": ["none"],
            "--max-new-tokens": ["2"], "--max-pixels": ["3136"]}
-TRAIN = DATA | ANSWERS | {"--limit": ["8"], "--images-per-step": ["2"], "--minibatch": ["2"], "--n": ["2"], "--steps": ["1"],
-                          "--eval-every": ["1"], "--eval-limit": ["1"], "--lora-rank": ["2"],
-                          "--out": ["new"]}
+TRAIN = DATA | ANSWERS | {"--limit": ["8"], "--images-per-step": ["2"], "--minibatch": ["2"], "--n": ["2"],
+                          "--steps": ["1"], "--eval-every": ["1"], "--eval-limit": ["1"],
+                          "--lora-rank": ["2"], "--out": ["new"]}
 USUAL = {
     "train": TRAIN,
     "sft": TRAIN,
@@ -64,8 +64,8 @@ LLM = {"--judge": ["judge"]}
 SERVER = {"--judge": ["http://127.0.0.1:9"], "--judge-model": ["m"]}
 
 WORDS = {
-    "--data": ["", "nowhere", "nowhere.jsonl", "notes.txt", "photo.jpg", "empty.jsonl", "folder", "pipe.jsonl",
-               "folder.jsonl", "photos.jsonl", NO_UTF8, "cub,cub", ",", "cub,", "/dev/null", "toy-cat"],
+    "--data": ["", "nowhere", "nowhere.jsonl", "notes.txt", "photo.jpg", "empty.jsonl", "folder",
+               "pipe.jsonl", "folder.jsonl", "photos.jsonl", NO_UTF8, "cub,cub", ",", "cub,", "/dev/null", "toy-cat"],
     "--root": NO_FOLDER,
     "--protocol": NO_CHOICE,
     "--split": NO_CHOICE,
@@ -77,7 +77,7 @@ WORDS = {
     "--judge-prompt": [*NO_FILE, "empty", "photo.jpg"],
     "--judge-key-file": [*NO_FILE, "empty", "photo.jpg", "notes.txt"],
     "--judge-cache": ["", "photo.jpg", "folder", "notes.txt", "photo.jpg/x", "pipe", NO_UTF8],
-    "--method": [*NO_CHOICE, "sft"],
+    "--method": [*NO_CHOICE, "sft", "rl"],
     "--prompt": NO_CHOICE,
     "--loss": NO_CHOICE,
     "--reward": NO_CHOICE,
@@ -181,8 +181,11 @@ def mistakes(option: str) -> list[list[str]]:
     return [[], *[[value] for value in values]]
 
 
-# What some commands do allow.
-FINE = [("evaluate", "--n", ["1"]), ("evaluate", "--temperature", ["0"]), ("sft", "--method", ["sft"])]
+OWN_OF_SFT = ("--data", "--method", "--out", "--resume", "--lr")  # the others are train's, and tried there
+
+# What some commands allow.
+FINE = [("evaluate", "--n", ["1"]), ("evaluate", "--temperature", ["0"]), ("sft", "--method", ["sft"]),
+        ("train", "--method", ["rl"])]
 
 
 def options_of(command: str, capfd) -> list[str]:
@@ -319,8 +322,8 @@ def test_every_option(world, capfd, command):
 
     wrong = []
     for option in options:
-        if command == "sft" and option not in WORDS:
-            continue  # numbers are train's own, and tried there
+        if command == "sft" and option not in OWN_OF_SFT:
+            continue
         for values in mistakes(option):
             if (command, option, values) not in FINE:
                 words = command_line(command, BESIDE.get(option, {}) | {option: values})
