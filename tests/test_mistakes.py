@@ -65,7 +65,8 @@ SERVER = {"--judge": ["http://127.0.0.1:9"], "--judge-model": ["m"]}
 
 WORDS = {
     "--data": ["", "nowhere", "nowhere.jsonl", "notes.txt", "photo.jpg", "empty.jsonl", "folder",
-               "pipe.jsonl", "folder.jsonl", "photos.jsonl", NO_UTF8, "cub,cub", ",", "cub,", "/dev/null", "toy-cat"],
+               "pipe.jsonl", "folder.jsonl", "photos.jsonl", NO_UTF8, "cub,cub", ",", "cub,", "/dev/null",
+               "toy-cat"],
     "--root": NO_FOLDER,
     "--protocol": NO_CHOICE,
     "--split": NO_CHOICE,
