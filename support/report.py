@@ -19,7 +19,6 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from data import refuse_odd_words
 from metrics import FIGURES
 from reward import Category
 from support.files import replacing
@@ -518,11 +517,6 @@ def main(argv: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder")
     run = parser.parse_args(argv).run
-
-    try:
-        refuse_odd_words(argv)
-    except ValueError as e:
-        raise SystemExit(f"support.report: {e}") from None
 
     examples = []
     note = ""
