@@ -520,6 +520,9 @@ def read_cub(folder: Path) -> Iterator[Row]:
     labels = _numbered(folder / "image_class_labels.txt")  # image number, class number
     is_train = _numbered(folder / "train_test_split.txt")  # image number, 1 for training
     paths = _numbered(folder / "images.txt")               # "1 001.Black_footed_Albatross/NAME.jpg"
+    lost = labels.keys() - paths.keys()
+    if lost:  # a list that was cut off
+        raise ValueError(f"{folder / 'images.txt'} lacks {len(lost)} images of image_class_labels.txt")
     for number, path in paths.items():
         split = {"1": "train", "0": "test"}[is_train[number]]
         class_name = classes[labels[number]]

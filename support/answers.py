@@ -78,6 +78,8 @@ def stored_answers(file: Path, arguments: dict, adapters: list[str],
     """
     if not file.exists():
         return
+    if not file.is_file():  # a pipe may never end
+        raise ValueError(f"{file} is no file: give another --out")
     whole = 0  # bytes up to the end of the last whole line
     coming = places(adapters, datasets)
     with file.open("rb") as lines:

@@ -19,7 +19,6 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from data import refuse_odd_words
 from metrics import FIGURES
 from reward import Category
 from support.files import replacing
@@ -177,9 +176,16 @@ def drawable(kind: type, digits: str) -> float | None:
     return kind(digits)
 
 
+def refuse_special(file: Path) -> None:
+    """Raises ValueError for a folder, a pipe or a device in a file's place: reading it may never end."""
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file} is no file")
+
+
 def read_json(file: Path) -> dict:
     """{} where a stopped run has not come so far."""
-    if not file.is_file():
+    refuse_special(file)
+    if not file.exists():
         return {}
     try:
         return parse(file.read_text("utf-8"))
@@ -189,7 +195,8 @@ def read_json(file: Path) -> dict:
 
 def read_lines(file: Path) -> Iterator[dict]:
     """A file's whole lines that name a step, one at a time: samples.jsonl may outgrow memory."""
-    if not file.is_file():
+    refuse_special(file)
+    if not file.exists():
         return
     with file.open("rb") as raw_lines:
         for raw in raw_lines:
@@ -495,6 +502,7 @@ BROKEN = (ValueError, OSError, LookupError, TypeError, AttributeError, Arithmeti
 def load_examples(run: Path) -> list:
     """The images that a run trained and validated on, by its config.json."""
     import data  # here, since a page can be written without the datasets and what reads them
+    refuse_special(run / "config.json")
     config = parse((run / "config.json").read_text("utf-8"))
     protocol = config.get("protocol", "official")
     examples = []
@@ -509,11 +517,6 @@ def main(argv: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder")
     run = parser.parse_args(argv).run
-
-    try:
-        refuse_odd_words(argv)
-    except ValueError as e:
-        raise SystemExit(f"support.report: {e}") from None
 
     examples = []
     note = ""

@@ -170,13 +170,16 @@ def refuse_lost_lines(run: Path, offsets: dict[str, int]) -> None:
     """Raises ValueError where a log is no longer what the state vouches for: whole lines, up to its end."""
     for name, size in offsets.items():
         file = run / name
+        if file.exists() and not file.is_file():
+            raise ValueError(f"cannot resume: {file} is no file; --out DIR starts another run")
         if size > size_of(file):
             raise ValueError(f"cannot resume: {file} has lost lines; --out DIR starts another run")
         if size > 0:
             with file.open("rb") as log:
+                begin = log.read(1)
                 log.seek(size - 1)
                 end = log.read(1)
-            if end != b"\n":
+            if begin != b"{" or end != b"\n":
                 raise ValueError(f"cannot resume: {file} was changed; --out DIR starts another run")
 
 

@@ -9,7 +9,9 @@ import os
 import re
 import shutil
 import signal
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -21,6 +23,7 @@ import judge
 import train
 import trees
 from baselines import sft
+from judges.cache import CachedJudge
 from support import report
 from test_support_command_line import ENDS
 from toy import __main__ as toy
@@ -35,9 +38,9 @@ COMMANDS = {"train": train.main, "sft": sft.main, "evaluate": evaluate.main, "ju
 DATA = {"--data": ["cub"], "--root": ["sets"]}
 ANSWERS = {"--model": ["checkpoint"], "--judge": ["tree.json"], "--judge-cache": ["none"],
            "--max-new-tokens": ["2"], "--max-pixels": ["3136"]}
-TRAIN = DATA | ANSWERS | {"--images-per-step": ["2"], "--minibatch": ["2"], "--n": ["2"], "--steps": ["1"],
-                          "--eval-every": ["1"], "--eval-limit": ["1"], "--lora-rank": ["2"],
-                          "--out": ["new"]}
+TRAIN = DATA | ANSWERS | {"--limit": ["8"], "--images-per-step": ["2"], "--minibatch": ["2"], "--n": ["2"],
+                          "--steps": ["1"], "--eval-every": ["1"], "--eval-limit": ["1"],
+                          "--lora-rank": ["2"], "--out": ["new"]}
 USUAL = {
     "train": TRAIN,
     "sft": TRAIN,
@@ -75,18 +78,18 @@ WORDS = {
     "--judge-prompt": [*NO_FILE, "empty", "photo.jpg"],
     "--judge-key-file": [*NO_FILE, "empty", "photo.jpg", "notes.txt"],
     "--judge-cache": ["", "photo.jpg", "folder", "notes.txt", "photo.jpg/x", "pipe", NO_UTF8],
-    "--method": [*NO_CHOICE, "sft"],
+    "--method": [*NO_CHOICE, "sft", "rl"],
     "--prompt": NO_CHOICE,
     "--loss": NO_CHOICE,
     "--reward": NO_CHOICE,
     "--out": ["", "photo.jpg", "photo.jpg/x", "folder/full", NO_UTF8, "/dev/null", "/proc/x", "n" * 300],
-    "--resume": [*NO_FOLDER, "pipe", "run"],  # the run has ended with other settings than these
+    "--resume": [*NO_FOLDER, "pipe"],
     "--image": [*NO_FILE, "notes.txt", "empty"],
     "--adapter": [*NO_FOLDER, "pipe", "judge"],
     "--embedder": [*NO_FOLDER, "pipe"],
     "--audit": [*NO_FILE, "empty", "notes.txt", "photo.jpg"],
-    "--sheet": ["", "folder", "photo.jpg/x.png", "x.nothing", "x", "/proc/x.png",
-                "n" * 300 + ".png", NO_UTF8],
+    "--sheet": ["", "folder", "photo.jpg/x.png", "x.nothing", "x", "/proc/x.png", "n" * 300 + ".png",
+                NO_UTF8 + ".png"],
     "run": NO_FOLDER,
 }
 # What stands beside a mistake, so that it is looked at.
@@ -98,6 +101,73 @@ PAIRS = {"--betas": [["x", "y"], ["0.9"], ["0.9", "1.5"], ["nan", "0.9"], ["-1",
          "--ask": [["mallard"]],
          "--explain": [["mallard"]]}
 FLAGS = ["--checkpointing", "--no-checkpointing", "--download", "--help"]
+
+# A value for each option that is no number.
+VALID = {"--data": ["cub"], "--root": ["sets"], "--protocol": ["official"], "--split": ["test"],
+         "--model": ["checkpoint"], "--judge": ["tree.json"], "--judge-model": ["m"],
+         "--judge-prompt": ["short"], "--judge-key-file": ["key.txt"], "--judge-cache": ["none"],
+         "--method": ["rl"], "--prompt": ["base"], "--loss": ["grpo"], "--reward": ["exact"],
+         "--betas": ["0.9", "0.9"], "--out": ["new"], "--resume": ["run"], "--image": ["photo.jpg"],
+         "--adapter": ["none"], "--embedder": ["judge"], "--audit": ["pairs.jsonl"], "--sheet": ["x.png"],
+         "--ask": ["mallard", "duck"], "--explain": ["mallard", "duck"]}
+
+
+# What becomes of a file: other contents, or none.
+CONTENTS = {
+    "cut": lambda content: content[:len(content) // 2],
+    "empty": lambda content: b"",
+    "a picture": lambda content: Path("photo.jpg").read_bytes(),
+    "no dict": lambda content: b"null\n",
+    "UTF-16": lambda content: content.decode("latin-1").encode("utf-16"),
+}
+ABSENT = ["a folder", "a pipe", "gone"]
+
+# Every file that a command reads: the command, the options that name it, and what it may become.
+CUB = "sets/CUB_200_2011/"
+RUN = {"--resume": ["run"]}
+EVALUATION = {"--adapter": ["none", "run"], "--out": ["eval.json"]}
+KEPT = {"--judge": ["judge"], "--judge-cache": ["verdicts.sqlite"]}
+FILES = {
+    CUB + "classes.txt": ("train", {}, []),
+    CUB + "images.txt": ("evaluate", {}, []),
+    CUB + "image_class_labels.txt": ("data", {}, []),
+    CUB + "train_test_split.txt": ("sft", {}, []),
+    "pictures.jsonl": ("data", {"--data": ["pictures.jsonl"]}, []),
+    "tree.json": ("judge", {}, ["UTF-16"]),  # JSON says how it is encoded
+    "prompt.txt": ("train", LLM | {"--judge-prompt": ["prompt.txt"]}, ["cut", "no dict"]),
+    "key.txt": ("judge", SERVER | {"--judge-key-file": ["key.txt"]}, ["cut", "no dict"]),
+    "pairs.jsonl": ("judge", {"--audit": ["pairs.jsonl"]}, []),
+    "verdicts.sqlite": ("train", KEPT, ["cut", "empty", "gone"]),
+    "photo.jpg": ("evaluate", {"--image": ["photo.jpg"]}, ["a picture"]),
+    "eval.json": ("evaluate", EVALUATION, [*CONTENTS, "gone"]),  # made again, from the answers
+    "eval.jsonl": ("evaluate", EVALUATION, ["cut", "empty"]),  # as a kill leaves it
+    "run/adapter/adapter_config.json": ("evaluate", {"--adapter": ["run"]}, []),
+    "run/adapter/adapter_model.safetensors": ("evaluate", {"--adapter": ["run"]}, []),
+    "checkpoint/config.json": ("train", {}, []),
+    "checkpoint/model.safetensors": ("evaluate", {}, []),
+    "checkpoint/tokenizer.json": ("train", {}, []),
+    "checkpoint/tokenizer_config.json": ("train", {}, ABSENT),  # tokenizer.json says it all
+    "checkpoint/preprocessor_config.json": ("train", {}, []),
+    "checkpoint/chat_template.jinja": ("train", {}, []),
+    "judge/config.json": ("judge", LLM, []),
+    "judge/model.safetensors": ("judge", LLM, []),
+    "judge/tokenizer.json": ("judge", LLM, []),
+    "judge/tokenizer_config.json": ("judge", LLM, ABSENT),
+    "judge/chat_template.jinja": ("judge", LLM, []),
+    "run/config.json": ("train", RUN, []),
+    "run/state.pt": ("train", RUN, []),
+    "run/log.jsonl": ("train", RUN, []),
+    "run/samples.jsonl": ("train", RUN, []),
+    "run/shown.jsonl": ("train", RUN, []),
+}
+# A report is of what is there, and passes over lines that it can't read.
+REPORT = {
+    "run/config.json": ["gone"],
+    "run/log.jsonl": [*CONTENTS, "gone"],
+    "run/samples.jsonl": [*CONTENTS, "gone"],
+    "run/shown.jsonl": [*CONTENTS, "gone"],
+    "run/eval.json": ["gone"],
+}
 
 
 def mistakes(option: str) -> list[list[str]]:
@@ -112,8 +182,11 @@ def mistakes(option: str) -> list[list[str]]:
     return [[], *[[value] for value in values]]
 
 
-# What some commands do allow.
-FINE = [("evaluate", "--n", ["1"]), ("evaluate", "--temperature", ["0"]), ("sft", "--method", ["sft"])]
+OWN_OF_SFT = ("--data", "--method", "--out", "--resume", "--lr")  # the others are train's, and tried there
+
+# What some commands allow.
+FINE = [("evaluate", "--n", ["1"]), ("evaluate", "--temperature", ["0"]), ("sft", "--method", ["sft"]),
+        ("train", "--method", ["rl"])]
 
 
 def options_of(command: str, capfd) -> list[str]:
@@ -125,9 +198,10 @@ def options_of(command: str, capfd) -> list[str]:
 
 
 def command_line(command: str, changes: dict[str, list[str]]) -> list[str]:
-    """The command's usual options with these in their place."""
+    """The command's usual options with these in their place. A run is resumed without others."""
     words = []
-    for option, values in (USUAL[command] | changes).items():
+    usual = {} if changes == RUN else USUAL[command]
+    for option, values in (usual | changes).items():
         if option != "run":
             words.append(option)
         words += values
@@ -175,6 +249,7 @@ def world(tmp_path_factory, checkpoint, judge_folder):
 
     train.main(command_line("train", {"--out": ["run"]}))
     evaluate.main(command_line("evaluate", {"--out": ["eval.json"], "--adapter": ["none", "run"]}))
+    CachedJudge(SimpleNamespace(key="a judge"), "verdicts.sqlite")
     yield folder
     made.undo()
     logging.enable_progress_bar()
@@ -230,30 +305,84 @@ def refused(world: Path, command: str, words: list[str], capfd) -> str:
 # Options
 
 
+def complaints(world: Path, command: str, words: list[str], capfd, kind: str = "") -> list[str]:
+    """What is wrong with how the command ends, if anything is. kind: of damage, if there is any."""
+    try:
+        refused(world, command, words, capfd)
+    except (Exception, pytest.fail.Exception) as error:  # a traceback, or one of the checks
+        shutil.rmtree("new", ignore_errors=True)  # the run that should not have begun
+        return [f"{kind} {command} {words}: {type(error).__name__} {error}"]
+    return []
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option(world, capfd, command):
-    wrong = []
-    tried = 0
     options = options_of(command, capfd)
     if "run" in USUAL[command]:
         options.append("run")
-    for option in options:
-        beside = BESIDE.get(option, {})
-        if command == "judge" and option == "--audit":
-            beside = {}
-        for values in mistakes(option):
-            if (command, option, values) in FINE:
-                continue
-            tried += 1
-            words = command_line(command, beside | {option: values})
-            try:
-                line = refused(world, command, words, capfd)
-                print(command, option, values, "::", line, file=LOG)
-            except BaseException as e:
-                print("FAIL", command, option, [v[:40] for v in values], "::", type(e).__name__, str(e)[:600].replace("\n", " / "), file=LOG)
-                wrong.append((option, values))
-            LOG.flush()
-    print("TRIED", command, tried, len(wrong), file=LOG)
-    assert not wrong
 
-LOG = open("/tmp/mistakes/log.txt", "a", errors="replace")
+    wrong = []
+    for option in options:
+        if command == "sft" and option not in OWN_OF_SFT:
+            continue
+        for values in mistakes(option):
+            if (command, option, values) not in FINE:
+                words = command_line(command, BESIDE.get(option, {}) | {option: values})
+                wrong += complaints(world, command, words, capfd)
+    assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_twice(world, capfd, command):
+    wrong = []
+    for option in options_of(command, capfd):
+        values = VALID.get(option) or [str(ENDS[option][0][0])]
+        words = command_line(command, {option: values}) + [option, *values]
+        wrong += complaints(world, command, words, capfd)
+    assert not wrong, "\n\n".join(wrong)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Files
+
+@contextmanager
+def damaged(name: str, kind: str):
+    """The file is of that kind, or a folder, a pipe, or gone; behind the block it is what it was."""
+    file = Path(name)
+    kept = file.rename("kept")
+    try:
+        if kind in CONTENTS:
+            file.write_bytes(CONTENTS[kind](kept.read_bytes()))
+        if kind == "a folder":
+            file.mkdir()
+        if kind == "a pipe":
+            os.mkfifo(file)
+        yield
+    finally:
+        if file.is_dir():
+            file.rmdir()
+        else:
+            file.unlink(missing_ok=True)
+        kept.rename(file)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file(world, capfd, name):
+    command, changes, may_become = FILES[name]
+    words = command_line(command, changes)
+    wrong = []
+    for kind in [*CONTENTS, *ABSENT]:
+        if kind not in may_become:
+            with damaged(name, kind):
+                wrong += complaints(world, command, words, capfd, kind)
+    assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.mark.parametrize("name", REPORT)
+def test_every_file_of_a_report(world, capfd, name):
+    wrong = []
+    for kind in [*CONTENTS, *ABSENT]:
+        if kind not in REPORT[name]:
+            with damaged(name, kind):
+                wrong += complaints(world, "report", ["run"], capfd, kind)
+    assert not wrong, "\n\n".join(wrong)
