@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import train
+import trees
 from judge import INSTRUCTIONS, JUDGE_ERROR
 from judges import server as judges_server
 from judges.server import ServerJudge
@@ -399,8 +400,9 @@ def verdict(truth, answer):
 
 
 def command(folder, checkpoint, url, *more):
-    return arguments(folder, checkpoint, url, "--judge-model", "m", "--n", "4", "--steps", "2",
-                     "--eval-every", "0", *more)
+    argv = arguments(folder, checkpoint, url, "--judge-model", "m", "--n", "4", "--steps", "2",
+                     "--eval-every", "0")
+    return trees.with_options(argv, *more)
 
 
 @pytest.fixture(scope="module")
@@ -527,14 +529,15 @@ def test_with_a_cache_a_second_run_asks_the_server_nothing(tmp_path, checkpoint,
 
 def test_a_broken_cache_is_set_aside_and_training_goes_on(tmp_path, checkpoint, judging, undisturbed, capfd):
     cache = tmp_path / "verdicts.sqlite"
-    cache.write_bytes(b"garbage" * 1000)
+    cache.write_bytes(b"SQLite format 3\0" + b"garbage" * 1000)
     same(train.main(command(tmp_path, checkpoint, judging.url, "--judge-cache", str(cache))), undisturbed)
     assert "warning: the verdict cache" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("change, message", [
     (["--judge", "ftp://h"], "must be http(s)://"), (["--judge", "http://u:hidden@h"], "no password in it"),
-    (["--judge-model", ""], "--judge-model NAME"), (["--judge-key-file", "no-such-file"], "No such file"),
+    (["--judge-model", ""], "--judge-model must not be empty"),
+    (["--judge-key-file", "no-such-file"], "No such file"),
     (["--judge-prompt", "rude"], "no judge prompt 'rude'"), (["--judge-cache", "."], "the verdict cache ."),
 ])
 def test_mistakes_about_the_server_end_in_one_line(tmp_path, checkpoint, judging, change, message):

@@ -38,11 +38,12 @@ def arguments(tmp_path, checkpoint, judge, *more) -> list[str]:
     """The README's command, scaled down: --data cub --n 8 on a format-exact tree."""
     if not (tmp_path / "CUB_200_2011").exists():
         trees.cub(tmp_path)
-    return ["--data", "cub", "--n", "8", "--root", str(tmp_path), "--model", str(checkpoint),
+    argv = ["--data", "cub", "--n", "8", "--root", str(tmp_path), "--model", str(checkpoint),
             "--judge", str(judge), "--limit", "6", "--images-per-step", "4", "--minibatch", "2",
             "--steps", "3", "--max-new-tokens", "20", "--max-pixels", "6272", "--lora-rank", "8",
             "--lr", "1e-3", "--eval-every", "2", "--eval-limit", "3", "--judge-cache", "none",
-            "--out", str(tmp_path / "run"), *more]
+            "--out", str(tmp_path / "run")]
+    return trees.with_options(argv, *more)
 
 
 def with_out(argv, folder) -> list[str]:

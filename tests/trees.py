@@ -236,3 +236,16 @@ def _struct(entries: list[dict]) -> bytes:
         for field in fields:
             body += _array("", entry[field])
     return body
+
+
+def with_options(argv: list[str], *more: str) -> list[str]:
+    """argv with these options, each in the place of its own if it has one: none may be given twice."""
+    given = {word.split("=")[0] for word in more if word.startswith("--")}
+    kept = []
+    is_given = False
+    for word in argv:
+        if word.startswith("--"):
+            is_given = word in given
+        if not is_given:
+            kept.append(word)
+    return [*kept, *more]
