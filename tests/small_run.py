@@ -111,7 +111,8 @@ class Killed(BaseException):
 
 class Disk:
     """Watches a folder. At change number `last` the process is as good as dead: neither that nor any later
-    change comes about. Or the disk is full: from there on nothing is written, but files can be removed."""
+    change comes about. Or the disk is full: from there on nothing is written, but files can be removed; or it
+    can only be read."""
 
     def __init__(self):
         self.folder = None
@@ -120,7 +121,7 @@ class Disk:
     def watch(self, folder: Path, last: int, fault: str, torn: bytes) -> None:
         self.folder = str(folder)
         self.last = last
-        self.fault = fault  # "kill", "torn" (a kill that leaves half of what was being written), "full"
+        self.fault = fault  # "kill", "torn" (a kill in the middle of a write), "full", "read-only"
         self.torn = torn
         self.changes = 0
 
@@ -135,6 +136,8 @@ class Disk:
         self.changes += 1
         if self.changes < self.last:
             return
+        if self.fault == "read-only":
+            raise OSError(errno.EROFS, "Read-only file system")
         if self.fault == "full":
             if event not in ("os.remove", "os.rmdir"):
                 raise OSError(errno.ENOSPC, "No space left on device")

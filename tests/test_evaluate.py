@@ -154,7 +154,7 @@ def run(monkeypatch, *argv, after=None, change=None, broken=lambda example: Fals
     monkeypatch.setattr(data, "read_images", read_images)
     monkeypatch.setattr(ev, "sample", sample)
     monkeypatch.setattr(ev, "load_policy", lambda name, seed, adapter, **_: load(adapter or "none"))
-    ev.main(["--limit", "10", *map(str, argv)])
+    ev.main(trees.with_options(["--limit", "10"], *map(str, argv)))
     return asked
 
 
@@ -460,7 +460,7 @@ def test_two_evaluations_at_one_file(monkeypatch, tmp_path):
         if not said:
             said.append("")
             with pytest.raises(SystemExit) as stop:
-                ev.main(["--limit", "10", *map(str, argv)])
+                ev.main(trees.with_options(["--limit", "10"], *map(str, argv)))
             said.append(str(stop.value))
         return answers
 
@@ -705,7 +705,7 @@ def test_own_pictures(checkpoint, tmp_path, capsys):
     (["--max-pixels", "0"], "--max-pixels must be"), (["--data", "toy,toy-bird"], "holds an image twice"),
     (["--image", "x.jpg", "--out", "x.json"], "--out need --data"),
     (["--image", "x.jpg", "--n", "2", "--temperature", "0"], "give a temperature"),
-    (["--out", "x.jsonl"], "--out names the figures' JSON"), (["--out", ""], "--out names the figures'"),
+    (["--out", "x.jsonl"], "--out names the figures' JSON"), (["--out", ""], "--out must not be empty"),
     (["--out", "."], "--out names the figures'"),
     (["--embedder", "nowhere"], "cannot load the embedder 'nowhere'"),
     (["--max-unreadable", "1.1"], "--max-unreadable must be in [0, 1]"),

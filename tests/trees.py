@@ -239,13 +239,15 @@ def _struct(entries: list[dict]) -> bytes:
 
 
 def with_options(argv: list[str], *more: str) -> list[str]:
-    """argv with these options, each in the place of its own if it has one: none may be given twice."""
-    given = {word.split("=")[0] for word in more if word.startswith("--")}
-    kept = []
-    is_given = False
-    for word in argv:
+    """argv and more; of an option that is in it twice the last: no command takes one twice."""
+    options = {}
+    name = ""
+    for word in [*argv, *more]:
         if word.startswith("--"):
-            is_given = word in given
-        if not is_given:
-            kept.append(word)
-    return [*kept, *more]
+            name = word.split("=")[0]
+            options[name] = []
+        options.setdefault(name, []).append(word)
+    words = []
+    for option in options.values():
+        words += option
+    return words
