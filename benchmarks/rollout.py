@@ -57,6 +57,7 @@ STEP_IMAGES = 256   # of a whole step
 STEP_N = 8
 STEP_ROWS = 512     # a ceiling on the rows decoded at a time
 STEP_TOKENS = 8     # each token costs the same, a few are enough to count
+ANSWER_TOKENS = 150  # of the paper's answers, about
 LAYERS = 28         # of the 7B
 VOCABULARY = 152064  # of the 7B
 
@@ -448,7 +449,7 @@ def shortened(prompts: list) -> list:
     return short
 
 
-def launches(sample, sampler_bytes: int) -> Launches:
+def launches(sample, sampler_bytes: int, tokens: int) -> Launches:
     """Those of a step's rollout, images encoded before, on a model as deep as the 7B."""
     config = tiny.config(tiny.tokenizer(), layers=LAYERS)
     torch.manual_seed(0)
@@ -462,26 +463,30 @@ def launches(sample, sampler_bytes: int) -> Launches:
     shared_prompt_cache.product = seen.product
     rollout.SAMPLER_BYTES = sampler_bytes
     with seen:
-        sample(policy, images, ids, STEP_N, STEP_TOKENS, STEP_ROWS)
+        sample(policy, images, ids, STEP_N, tokens, STEP_ROWS)
     return seen
 
 
 def count_launches() -> None:
     """Ours beside by length, whose adapters are cast for every token and whose sampler takes all rows at
-    once."""
+    once. Every token costs the same, so two lengths tell of all."""
     print(f"\nits kernel launches, {LAYERS} layers of the tiny width with LoRA {step.RANK}, bfloat16, "
           f"{STEP_ROWS} rows at a time")
     # In as many pieces as the whole vocabulary takes.
     sampler_bytes = rollout.SAMPLER_BYTES * len(tiny.tokenizer()) // VOCABULARY
-    ours = launches(sample_ours, sampler_bytes)
-    by_length = launches(sample_by_length, sampler_bytes=1 << 40)
-    for name, seen in (("by length", by_length), ("ours", ours)):
-        print(f"  {name}: {seen.total:,} launches, {seen.passes} passes that decode")
-    counted("by length / ours", by_length.total / ours.total, 6, math.inf)
-    counted("launches of the adapted layers, a layer and token, by length",
-            by_length.adapted // (by_length.passes * LAYERS), 35, 35)
-    counted("launches of the adapted layers, a layer and token, ours",
-            ours.adapted // (ours.passes * LAYERS), 21, 21)
+    systems = {"by length": (sample_by_length, 1 << 40), "ours": (sample_ours, sampler_bytes)}
+    long = {}
+    for name, (sample, memory) in systems.items():
+        few = launches(sample, memory, STEP_TOKENS // 2)
+        many = launches(sample, memory, STEP_TOKENS)
+        a_token = (many.total - few.total) / (STEP_TOKENS - STEP_TOKENS // 2)
+        long[name] = many.total + (ANSWER_TOKENS - STEP_TOKENS) * a_token
+        adapted = many.adapted // (many.passes * LAYERS)
+        print(f"  {name}: {few.total:,} at {STEP_TOKENS // 2} tokens, {many.total:,} at {STEP_TOKENS}, so "
+              f"{long[name]:,.0f} at {ANSWER_TOKENS}")
+        expected = {"by length": 35, "ours": 21}[name]
+        counted(f"launches of the adapted layers, a layer and token, {name}", adapted, expected, expected)
+    counted(f"by length / ours at {ANSWER_TOKENS} tokens", long["by length"] / long["ours"], 6, math.inf)
 
 
 # ------------------------------------------------------------------------------------------------------------
