@@ -415,11 +415,15 @@ def shared_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, ch
 
 def what_completions_see(prompts: list[Prompt], n: int, length: int) -> Tensor:
     """(R, 1, length, P + length) bool: a completion's token sees its whole prompt, none of the padding behind
-    it, and its own past. The completion's padding is on the right, where no real token looks."""
+    it, and its own past. The completion's padding is on the right, where no real token looks. Where no prompt
+    is padded, one row (1, 1, ...) stands for all."""
     lengths = prompt_lengths(prompts)                                     # (B,)
-    place = torch.arange(int(lengths.max()), device=lengths.device)       # (P,)
-    prompt = (place < lengths[:, None]).repeat_interleave(n, dim=0)       # (R, P)
+    longest = max(map(len, prompts))
+    place = torch.arange(longest, device=lengths.device)                  # (P,)
+    is_prompt = (place < lengths[:, None]).repeat_interleave(n, dim=0)    # (R, P)
+    if min(map(len, prompts)) == longest:
+        is_prompt = is_prompt[:1]
     own = torch.ones(length, length, dtype=torch.bool, device=lengths.device).tril()
-    rows = len(prompt)
-    prompt = prompt[:, None, None].expand(-1, 1, length, -1)              # (R, 1, length, P)
-    return torch.cat([prompt, own.expand(rows, 1, -1, -1)], dim=-1)
+    is_prompt = is_prompt[:, None, None].expand(-1, 1, length, -1)        # (R, 1, length, P)
+    own = own.expand(len(is_prompt), 1, -1, -1)                           # (R, 1, length, length)
+    return torch.cat([is_prompt, own], dim=-1)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+from contextlib import contextmanager
 import time
 
 import pytest
@@ -21,13 +22,16 @@ def full(*args, **options):
     raise FULL
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """No file may grow beyond 1000 bytes: the same kind of error as a full disk."""
+    """No file may grow beyond 1000 bytes: the same kind of error as a full disk. Around one call, since it
+    holds for the log of these tests too."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def run_folder(folder):
@@ -46,12 +50,12 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_full_disk_costs_no_old_file(name, tmp_path, small_files, monkeypatch):
+def test_a_full_disk_costs_no_old_file(name, tmp_path, monkeypatch):
     """One line that names the file, the old one as it was, nothing beside it."""
     folder = run_folder(tmp_path / "run")
     (folder / name).write_text("the old one")
     monkeypatch.setattr(census, "sheet", lambda examples: Image.effect_noise((99, 99), 50))
-    with pytest.raises(OSError, match="^cannot write .*File too large") as error:
+    with small_files(), pytest.raises(OSError, match="^cannot write .*File too large") as error:
         WRITERS[name](folder)
     assert "\n" not in str(error.value)
     assert (folder / name).read_text() == "the old one"
