@@ -111,9 +111,9 @@ def test_half_a_surrogate_pair_comes_back(tmp_path):
 # ---- the cache of the base policy
 
 
-def test_a_base_policy_that_cannot_be_kept_ends_in_one_line(tmp_path, monkeypatch, small_files):
+def test_a_base_policy_that_cannot_be_kept_ends_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(base_policy, "train", lambda tokenizer, *args: base_policy.build_model(tokenizer))
-    with pytest.raises(OSError, match="^cannot write the base policy into ") as error:
+    with small_files(), pytest.raises(OSError, match="^cannot write the base policy into ") as error:
         base_policy.base_policy(cache=tmp_path)
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
 
