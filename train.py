@@ -25,7 +25,7 @@ import json
 import math
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -674,20 +674,28 @@ def open_job(config: Config, folder: Path | None, lock) -> Job:
                evaluation_rows, steps, done)
 
 
+def run_job(config: Config, folder: Path | None, loop: Callable[[Job], None], program: str,
+            command: str) -> Path:
+    """Opens a run, makes its steps by `loop`, and finishes it. program, command: as the one line in which it
+    may end names them, and as one types it to go on. Returns the run's folder."""
+    with one_line_errors(program):
+        start_processes()
+        lock = lock_run(folder or Path(config.out), new=folder is None)
+    with lock:
+        with one_line_errors(program):
+            job = open_job(config, folder, lock)
+        with stops_in_one_line(job, program, command):
+            begin_run(job)
+            loop(job)
+            finish_run(job)
+    return job.run
+
+
 def main(argv: list[str] | None = None) -> Path:
     """Runs, or goes on with, training; returns the run's folder."""
     with one_line_errors("train.py"):
         config, folder = parse_config(argv)
-        start_processes()
-        lock = lock_run(folder or Path(config.out), new=folder is None)
-    with lock:
-        with one_line_errors("train.py"):
-            job = open_job(config, folder, lock)
-        with stops_in_one_line(job, "train.py", "python train.py"):
-            begin_run(job)
-            train(job)
-            finish_run(job)
-    return job.run
+    return run_job(config, folder, train, "train.py", "python train.py")
 
 
 if __name__ == "__main__":

@@ -20,11 +20,10 @@ from policy import Policy, encode
 from rollout import Group
 from support.command_line import flag, one_line_errors, parse, parser
 from support.opening import is_toy, require_readable
-from support.processes import gather, share, start_processes
-from support.run_folder import lock_run, stops_in_one_line
+from support.processes import gather, share
 from support.step_log import StepLog
-from train import (TOY, Config, Job, begin_run, finish_run, finish_step, learning_rate, make_config, open_job,
-                   places_in, resume_config, set_learning_rate, step_examples, steps_to_go, update)
+from train import (TOY, Config, Job, finish_step, learning_rate, make_config, places_in, resume_config,
+                   run_job, set_learning_rate, step_examples, steps_to_go, update)
 
 IDLE = ("reward", "quorum", "noise", "loss")  # options of train.py that would do nothing here
 
@@ -41,7 +40,8 @@ def train(job: Job) -> None:
         # One completion to each image: its label.
         with log.timer("rollout"):
             examples, images, unreadable = data.read_images(share(batch))
-            require_readable(gather(unreadable), len(batch), config.max_unreadable, f"step {step}")
+            all_unreadable = gather(unreadable)
+            require_readable(all_unreadable, len(batch), config.max_unreadable, f"step {step}")
             groups = label_groups(job.policy, examples, images, job.question, words_apart)
 
         # Every token of a label is worth the same.
@@ -102,16 +102,7 @@ def main(argv: list[str] | None = None) -> Path:
     """Runs, or goes on with, training; returns the run's folder."""
     with one_line_errors("baselines.sft"):
         config, folder = parse_config(argv)
-        start_processes()
-        lock = lock_run(folder or Path(config.out), new=folder is None)
-    with lock:
-        with one_line_errors("baselines.sft"):
-            job = open_job(config, folder, lock)
-        with stops_in_one_line(job, "baselines.sft", "python -m baselines.sft"):
-            begin_run(job)
-            train(job)
-            finish_run(job)
-    return job.run
+    return run_job(config, folder, train, "baselines.sft", "python -m baselines.sft")
 
 
 if __name__ == "__main__":
