@@ -2,10 +2,12 @@
 
     python benchmarks/gpu.py                      the 7B shape: made to end within 8 minutes on an H100
     python benchmarks/gpu.py --shape 3b
+    python benchmarks/gpu.py --steps 2            whole steps of train.py's loop instead of its parts
     python benchmarks/gpu.py --shape tiny --images 2 --n 2 --tokens 8 --text 40      does it run at all (CPU)
 
 What it prints, line by line as it is measured, is Markdown for docs/speed.md: a table of the step's parts, a
-line about the judge's rows, and a table of the cards on which the paper's run fits, with flags and hours.
+line about the judge's rows, and a table of the cards on which the paper's run fits, with flags and hours. With
+--steps: the memory of the rows that support/memory.py lets decode at a time, and a table of the steps.
 
 Random weights, no download: speed does not ask for sense. bfloat16 with float32 LoRA of rank 64; pictures of
 CUB's sizes, so prompts of many lengths, of 400 tokens for one of 500 x 375; completions of exactly 150
@@ -21,12 +23,14 @@ are left out. Memory is that of tensors, in GB of 1e9 bytes. A card must hold th
 
 import argparse
 import itertools
+import json
 import math
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +39,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen3Config, Qwen3ForCausalLM
 
+import data
 import lora
 import policy as policies
 import rollout
@@ -42,8 +47,10 @@ import tiny
 import train
 import words
 from judges.packed import PackedJudge
-from support.memory import USABLE
 from support.checkpoints import limit_pixels
+from support.files import write_json
+from support.memory import USABLE, rows_at_a_time
+from support.run_folder import lock_run
 
 TEXT = {
     "3b": dict(hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2,
@@ -120,14 +127,19 @@ def judge_config(shape: str, tok) -> Qwen3Config:
                        eos_token_id=tok.eos_token_id)
 
 
-def distinct_pairs(count: int) -> list[tuple[str, str]]:
-    """That many different (truth, answer) of two different names of CUB's birds."""
+def bird_names() -> list[str]:
+    """CUB's 200 classes."""
     lines = (ROOT / "tests" / "fixtures" / "cub200" / "classes.txt").read_text().splitlines()
     names = []
     for line in lines:  # 1 001.Black_footed_Albatross
         name = line.split(".")[1]
         names.append(name.replace("_", " ").lower())
-    return random.Random(0).sample(list(itertools.permutations(names, 2)), count)
+    return names
+
+
+def distinct_pairs(count: int) -> list[tuple[str, str]]:
+    """That many different (truth, answer) of two different names of CUB's birds."""
+    return random.Random(0).sample(list(itertools.permutations(bird_names(), 2)), count)
 
 
 def cub_like_sizes(count: int, longest: int = 500) -> list[tuple[int, int]]:
@@ -337,6 +349,78 @@ def pairs_a_second(setup: Setup) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------
+# Whole steps of train.py's loop
+
+TAGS = ["<answer>", "</answer>"]
+NAMES = [" red", " finch", " bird"]
+
+
+def whole_steps(setup: Setup, folder: Path) -> None:
+    """Some steps of train.train, from image files to the saved state, and what they took. The sampler is left
+    the tags, a token each, and a few names, so that many of the answers of random weights can be read."""
+    args = setup.args
+    policy = setup.policy
+    policy.tokenizer.add_tokens(TAGS)
+    policy.banned[:] = True
+    policy.banned[policy.tokenizer("".join(TAGS + NAMES))["input_ids"]] = False
+    set_rows(setup)
+
+    config = train.make_config(dict(
+        data="cub", n=args.n, images_per_step=args.images, minibatch=max(1, args.images // 2),
+        micro_batch=args.micro_batch, checkpointing=args.checkpointing, rows=args.rows, steps=args.steps,
+        max_new_tokens=args.tokens, eval_every=0, out=str(folder / "run")))
+    run = Path(config.out)
+    with lock_run(run, new=True) as lock:
+        write_json(run / "config.json", asdict(config))
+        train.train(train.Job(
+            config, run, lock, policy, setup.optimizer, setup.judge, setup.question,
+            examples=save_pictures(setup.images, folder), validation={}, tests={}, shown=[],
+            evaluation_rows=args.rows, steps=args.steps, done=0))
+    print_steps(run, config)
+
+
+def set_rows(setup: Setup) -> None:
+    """As many rows at a time as train.py finds by itself; and, printed, what such a round comes to in memory
+    where every completion is as long as it may be."""
+    args = setup.args
+    args.rows = rows_at_a_time(setup.policy, setup.judge, setup.question, args.n, args.images, args.longest,
+                          train.Config.max_pixels, most=args.rows)
+    seconds, gb, _ = timed(setup.device, sample, setup, max(1, args.rows // args.n), args.longest)
+    if setup.policy.rows is not None:
+        sys.exit(f"gpu.py: support/memory.py lets {args.rows:,} rows decode at a time, and memory ran out")
+    memory = f" and {gb:.1f} GB" if gb is not None else ""
+    print(f"By itself train.py decodes {args.rows:,} rows at a time. A round of them, {args.longest} tokens "
+          f"each, took {seconds:.1f} s{memory}.", flush=True)
+
+
+def save_pictures(images: list, folder: Path) -> list[data.Example]:
+    """Examples of these images, each saved as a file, with CUB's names in turn."""
+    names = bird_names()
+    examples = []
+    for number, image in enumerate(images):
+        file = folder / f"{number}.jpg"
+        image.save(file)
+        examples.append(data.Example(file.name, names[number % len(names)], "cub", lambda file=file:
+                                     data.read_image(file)))
+    return examples
+
+
+def print_steps(run: Path, config: train.Config) -> None:
+    """The run's steps, as its log tells them."""
+    flags = f"--micro-batch {config.micro_batch}" + (" --checkpointing" if config.checkpointing else "")
+    print(f"\nSteps of {config.images_per_step} images x {config.n} answers of {config.max_new_tokens} tokens, "
+          f"`--rows {config.rows} {flags}`:\n")
+    print("| step | rollout | judge | update | seconds | tokens/s | peak GB | malformed | log-prob gap |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for line in (run / "log.jsonl").read_text().splitlines():
+        figures = json.loads(line)
+        seconds = [f"{figures['time/' + part]:.1f}" for part in ("rollout", "judge", "update", "step")]
+        print(f"| {figures['step']} | {' | '.join(seconds)} | {figures['time/tokens_per_s']:,.0f} | "
+              f"{figures['mem/peak_gb']:.1f} | {figures['malformed']:.2f} | "
+              f"{figures['policy/logprob_gap']:.1e} |")
+
+
+# ------------------------------------------------------------------------------------------------------------
 # Flops and sizes
 
 
@@ -472,15 +556,19 @@ def print_part(name: str, seconds: float, flops: float | None, gb: float | None,
     print(f"| {name} | {seconds:.1f} | {used} | {peak_gb} |", flush=True)
 
 
-def print_heading(setup: Setup, card: str, lengths: list[int]) -> None:
+def print_setup(setup: Setup, card: str) -> None:
     args = setup.args
     date = time.strftime("%Y-%m-%d")
     policy_gb = weights_gb(setup.policy.model)
     judge_gb = weights_gb(setup.judge.model)
     print(f"**{card}**, torch {torch.__version__}, {date}. Qwen2.5-VL's {args.shape} shape, "
-          f"{policy_gb:.1f} GB with adapters; a judge of {judge_gb:.1f} GB. A step of {PAPER_IMAGES} images "
-          f"x {args.n} answers of {args.tokens} tokens, scaled from {args.images} images; prompts of "
-          f"{min(lengths)} to {max(lengths)} tokens, {len(set(lengths))} different lengths.\n")
+          f"{policy_gb:.1f} GB with adapters; a judge of {judge_gb:.1f} GB.", flush=True)
+
+
+def print_heading(lengths: list[int], args) -> None:
+    print(f"A step of {PAPER_IMAGES} images x {args.n} answers of {args.tokens} tokens, scaled from "
+          f"{args.images} images; prompts of {min(lengths)} to {max(lengths)} tokens, {len(set(lengths))} "
+          "different lengths.\n")
     print("| part | seconds a step | MFU | peak GB |")
     print("|---|---|---|---|", flush=True)
 
@@ -503,21 +591,34 @@ def card_and_peak(device: str, given: float | None) -> tuple[str, float | None]:
 
 
 def measure(device: str, args) -> None:
-    """Times every part, and prints each as soon as it is known: what comes later may run out of memory."""
     start = time.perf_counter()
     card, peak = card_and_peak(device, args.peak)
     setup = set_up(device, peak, args)
-    scale = PAPER_IMAGES / args.images
+    print_setup(setup, card)
 
     # Warm up. From here on the optimizer has its state, as in every step but the first.
     update(setup, sample(setup, 2, tokens=2), 1, False, 0.0)
+    if args.steps:
+        with tempfile.TemporaryDirectory() as folder:
+            whole_steps(setup, Path(folder))
+    else:
+        parts(setup, card)
+    print(f"\nMeasured in {(time.perf_counter() - start) / 60:.1f} minutes.")
+
+
+def parts(setup: Setup, card: str) -> None:
+    """Times every part, and prints each as soon as it is known: what comes later may run out of memory."""
+    args = setup.args
+    device = setup.device
+    peak = setup.peak
+    scale = PAPER_IMAGES / args.images
 
     # The vision tower, images prepared for it on the CPU. What it makes tells the prompts' lengths.
     vision_s, vision_gb, prompts = timed(device, encode, setup, args.images)
     lengths = [len(prompt) for prompt in prompts]
     prompt_gb = sum(prompt.embeds.nbytes for prompt in prompts) / len(prompts) / 1e9
     del prompts
-    print_heading(setup, card, lengths)
+    print_heading(lengths, args)
     flops = PAPER_IMAGES * flops_an_image(setup.policy, sum(lengths) / len(lengths), args)
 
     rollouts, groups = time_rollouts(setup, flops)
@@ -556,7 +657,6 @@ def measure(device: str, args) -> None:
     if device == "cuda":
         print_cards(measured, setup, card)
     print(f"\n{pairs_a_second(setup)}")
-    print(f"\nMeasured in {(time.perf_counter() - start) / 60:.1f} minutes.")
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -568,16 +668,23 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--longest", type=int, default=train.Config.max_new_tokens,
                    help="the longest completion that memory must hold, train.py's --max-new-tokens")
     p.add_argument("--text", type=int, default=400, help="prompt length of a 500 x 375 picture, with image")
-    p.add_argument("--rows", type=int, default=512, help="answers decoded at a time")
+    p.add_argument("--rows", type=int, help="answers decoded at a time (default: 512, with --steps what fits)")
+    p.add_argument("--steps", type=int, default=0, help="so many whole steps instead of the parts")
+    p.add_argument("--micro-batch", type=int, default=1, help="of those steps")
+    p.add_argument("--checkpointing", action="store_true", help="in those steps")
     p.add_argument("--peak", type=float, help="the card's dense bf16 flops a second (default: by its name)")
     args = p.parse_args(argv)
 
     if args.n < 1 or args.tokens < 2 or args.longest < args.tokens:
         sys.exit("gpu.py: at least 1 answer and 2 tokens, and --longest no less than --tokens")
-    if args.rows < 2 * args.n:
+    if args.steps < 0 or args.micro_batch < 1:
+        sys.exit("gpu.py: --steps must be 0 or more, --micro-batch at least 1")
+    if args.rows is None and not args.steps:
+        args.rows = 512
+    if args.rows is not None and args.rows < 2 * args.n:
         sys.exit("gpu.py: --rows must hold two images' answers, twice --n")
     if args.images is None:
-        args.images = min(PAPER_IMAGES, args.rows // args.n)
+        args.images = PAPER_IMAGES if args.steps else min(PAPER_IMAGES, args.rows // args.n)
     if args.images < 2:
         sys.exit("gpu.py: --images must be at least 2")
     return args
