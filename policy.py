@@ -111,6 +111,10 @@ def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> P
         raise ValueError(f"{name or 'this model'} attends by {attention!r}: load it with "
                          "attn_implementation=\"sdpa\"")
 
+    # On an H100 and newer, PyTorch prefers cuDNN's attention, which prepares itself for every new shape: about
+    # a second each time, and here hardly two batches are equally long.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
     # A window of attention that slides ends inside the prompt for some tokens of a completion.
     shared = getattr(model.config.get_text_config(), "sliding_window", None) is None
     if not shared:
@@ -400,7 +404,8 @@ def shared_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, ch
 
     for number, layer in enumerate(decoder.layers):
         if checkpointing:
-            x, y = checkpoint(both, layer, x, y, use_reentrant=False)
+            # Nothing in a layer is random, so no random state is kept.
+            x, y = checkpoint(both, layer, x, y, use_reentrant=False, preserve_rng_state=False)
         else:
             x, y = both(layer, x, y)
         if number < len(deep):

@@ -92,7 +92,7 @@ class Config:
     n: int = option(8, "answers an image (N)", "official: 10", GROUP)
     images_per_step: int = option(256, "images a step", "official", COUNT)
     minibatch: int = option(128, "images an optimizer update", "official", COUNT)
-    micro_batch: int = option(1, "images forwarded at a time (memory)", must=COUNT)
+    micro_batch: int = option(4, "images forwarded at a time (memory)", must=COUNT)
     rows: int | None = option(None, "answers decoded at a time; None: 512, on a GPU what fits", must=COUNT)
     epochs: int = option(15, "passes over the images, unless --steps is given", "official", COUNT)
     steps: int | None = option(None, "steps", "official: 165", COUNT)
@@ -114,7 +114,7 @@ class Config:
                                     COUNT)
     lora_rank: int = option(64, "LoRA rank", "official", RANK_OF_LORA)
     lora_alpha: float = option(32, "LoRA alpha (scale = alpha / rank)", "official", ABOVE_0)
-    checkpointing: bool = option(False, "make activations again in backward (memory)", "official: on")
+    checkpointing: bool = option(True, "make activations again in backward (memory)", "official")
     seed: int = option(0, "of everything but the data subset", "official: 1", SEED)
     eval_every: int = option(5, "steps between validations, 0 = only before", "official", FROM_0)
     eval_limit: int = option(300, "images of each validation and test set", "official: all", COUNT)
@@ -124,7 +124,7 @@ class Config:
 # The embedded world's values.
 TOY = dict(limit=1000, model="toy", judge="taxonomy", images_per_step=16, minibatch=16, micro_batch=16,
            steps=60, lr=7e-4, warmup=10, betas=(0.9, 0.99), max_new_tokens=16, max_pixels=None, lora_rank=16,
-           eval_every=20)
+           checkpointing=False, eval_every=20)
 
 # A resumed run may change these: they change memory and waiting, and of the numbers nothing but rounding.
 MEMORY = {"micro_batch", "rows", "checkpointing", "judge_timeout", "judge_patience"}

@@ -12,7 +12,7 @@ line about the judge's rows, and a table of the cards on which the paper's run f
 Random weights, no download: speed does not ask for sense. bfloat16 with float32 LoRA of rank 64; pictures of
 CUB's sizes, so prompts of many lengths, of 400 tokens for one of 500 x 375; completions of exactly 150
 tokens, N = 10; a judge of Qwen3-4B's shape on the same card, asked about 1,500 distinct pairs a step. As many
-images are measured as one decoding round holds, 12 of them for the update, and scaled to the paper's 165
+images are measured as one decoding round holds, 16 of them for the update, and scaled to the paper's 165
 steps of 256 images.
 
 Utilisation counts what the shared-prompt form has to compute: 2 flops a linear parameter and token, backward
@@ -70,9 +70,9 @@ PAIRS = 1500  # distinct pairs of a truth and an answer in a step of 2,560 answe
 
 CARDS = (24, 48, 80, 141)  # GB
 ROWS = (64, 128, 256, 512, 1024, 2560)
-MICRO_BATCHES = (1, 2, 4)
-UPDATED = 12               # images of each update that is timed
-ROW_TOKENS = (1024, 2048, 4096, 8192, 16384)
+UPDATES = ((True, 1), (True, 2), (True, 4), (True, 8), (False, 1), (False, 2))  # checkpointing, images at a time
+UPDATED = 16               # images of each update that is timed
+ROW_TOKENS = (1024, 2048, 4096, 8192)
 
 # ------------------------------------------------------------------------------------------------------------
 # A policy and a judge of the full shapes, pictures of CUB's sizes, a prompt of the wanted length
@@ -237,10 +237,13 @@ def sample(setup: Setup, count: int, tokens: int) -> list[rollout.Group]:
 
 @torch.no_grad()
 def score(setup: Setup, groups: list) -> None:
-    """The log-probs of the groups' completions, image by image."""
-    completions, mask, _ = rollout.stack(groups, setup.policy.pad_id)     # (B, N, T)
-    for i, group in enumerate(groups):
-        policies.completion_logprobs(setup.policy, [group.prompt], completions[i], mask[i])
+    """The log-probs of the groups' completions, as many images at a time as train.py takes."""
+    at_once = train.Config.micro_batch
+    for start in range(0, len(groups), at_once):
+        some = groups[start:start + at_once]
+        completions, mask, _ = rollout.stack(some, setup.policy.pad_id)   # (B, N, T)
+        policies.completion_logprobs(setup.policy, [group.prompt for group in some], completions.flatten(0, 1),
+                                     mask.flatten(0, 1))
 
 
 def score_reference(setup: Setup, groups: list) -> None:
@@ -302,12 +305,10 @@ def time_rollouts(setup: Setup, flops: float) -> tuple[list[Rollout], list[rollo
 def time_updates(setup: Setup, groups: list, flops: float) -> list[Update]:
     """Each way to make the update that fits into memory. flops: of a step's forward pass."""
     updates = []
-    for checkpointing, micro_batch in itertools.product((False, True), MICRO_BATCHES):
+    for checkpointing, micro_batch in UPDATES:
         if micro_batch > len(groups):
             continue
-        flags = f"--micro-batch {micro_batch}"
-        if checkpointing:
-            flags += " --checkpointing"
+        flags = update_flags(micro_batch, checkpointing)
         name = f"update, `{flags}`"
 
         # The reference is timed apart: without it. The first call warms up.
@@ -329,6 +330,11 @@ def time_updates(setup: Setup, groups: list, flops: float) -> list[Update]:
         passes = 3 if checkpointing else 2
         print_part(name, seconds * PAPER_IMAGES / len(groups), passes * flops, gb, setup.peak)
     return updates
+
+
+def update_flags(micro_batch: int, checkpointing: bool) -> str:
+    """Of train.py, which makes activations again unless told otherwise."""
+    return f"--micro-batch {micro_batch}" + ("" if checkpointing else " --no-checkpointing")
 
 
 def pairs_a_second(setup: Setup) -> str:
@@ -407,7 +413,7 @@ def save_pictures(images: list, folder: Path) -> list[data.Example]:
 
 def print_steps(run: Path, config: train.Config) -> None:
     """The run's steps, as its log tells them."""
-    flags = f"--micro-batch {config.micro_batch}" + (" --checkpointing" if config.checkpointing else "")
+    flags = update_flags(config.micro_batch, config.checkpointing)
     print(f"\nSteps of {config.images_per_step} images x {config.n} answers of {config.max_new_tokens} tokens, "
           f"`--rows {config.rows} {flags}`:\n")
     print("| step | rollout | judge | update | seconds | tokens/s | peak GB | malformed | log-prob gap |")
@@ -670,8 +676,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--text", type=int, default=400, help="prompt length of a 500 x 375 picture, with image")
     p.add_argument("--rows", type=int, help="answers decoded at a time (default: 512, with --steps what fits)")
     p.add_argument("--steps", type=int, default=0, help="so many whole steps instead of the parts")
-    p.add_argument("--micro-batch", type=int, default=1, help="of those steps")
-    p.add_argument("--checkpointing", action="store_true", help="in those steps")
+    p.add_argument("--micro-batch", type=int, default=train.Config.micro_batch, help="of those steps")
+    p.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=train.Config.checkpointing,
+                   help="in those steps")
     p.add_argument("--peak", type=float, help="the card's dense bf16 flops a second (default: by its name)")
     args = p.parse_args(argv)
 

@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from judge import LLMJudge, Pair
 
 CPU_ROW = 1024          # tokens
-GPU_ROW = 8192          # nobody has measured it yet: benchmarks/gpu.py prints what is fastest
+GPU_ROW = 4096          # fastest on an H100 (docs/speed.md)
 MASK_BYTES = 256 << 20  # a bound on the mask of a row
 
 

@@ -34,7 +34,7 @@ def test_the_whole_command_on_a_cpu(gpu, capsys):
     assert names[:-1] == [
         "rollout, 2 rows at a time", "rollout, 4 rows at a time", "of it vision", "judge, 20 pairs",
         "reference", "old log-probs", "update, `--micro-batch 1`", "update, `--micro-batch 2`",
-        "update, `--micro-batch 1 --checkpointing`", "update, `--micro-batch 2 --checkpointing`"]
+        "update, `--micro-batch 1 --no-checkpointing`", "update, `--micro-batch 2 --no-checkpointing`"]
     assert names[-1].startswith("**step**, `--rows 4 --micro-batch ")
 
     # The step is the sum of its parts, the fastest update among them.
@@ -45,7 +45,7 @@ def test_the_whole_command_on_a_cpu(gpu, capsys):
     assert step == pytest.approx(sum(parts) + min(updates), abs=0.4)  # each is rounded to .1
     run = float(printed.split("165 such steps: ")[1].split(" hours")[0])
     assert run == pytest.approx(165 * step / 3600, abs=0.06)
-    assert "row_tokens: 1,024: " in printed and "16,384: " in printed
+    assert "row_tokens: 1,024: " in printed and "8,192: " in printed
 
 
 @pytest.mark.parametrize("wrong", ["--images 1", "--rows 19", "--tokens 600", "--n 0"])
@@ -60,7 +60,7 @@ def test_which_flags_fit_which_card(gpu, capsys):
     """Seconds an image are 1 + 20 / rows; a rollout takes 20 + 2 GB and .10 + .02 GB a row; 2 GB are kept."""
     updates = [gpu.Update("--micro-batch 1", 1.0, 38.0), gpu.Update("--micro-batch 2", 0.8, 58.0),
                gpu.Update("--micro-batch 4", 0.7, None),
-               gpu.Update("--micro-batch 1 --checkpointing", 1.5, 28.0)]
+               gpu.Update("--micro-batch 1 --no-checkpointing", 1.5, 28.0)]
     few = gpu.Rollout(100, 1.2, 30.0)
     many = gpu.Rollout(200, 1.1, 40.0)
     measured = gpu.Measured(few, many, updates, others_s=20.0, others_gb=23.0, kept_gb=2.0,

@@ -30,10 +30,10 @@ def test_how_long_a_row_is():
     cpu = torch.device("cpu")
     gpu = torch.device("cuda")
     assert tokens_a_row(cpu, past=500, itemsize=4) == 1024
-    assert tokens_a_row(gpu, past=500, itemsize=2) == 8192
-    # float32, 2^26 numbers: 8192 x 8192, and 2048 x (30720 + 2048).
-    assert tokens_a_row(gpu, past=0, itemsize=4) == 8192
-    assert tokens_a_row(gpu, past=1, itemsize=4) == 8191
+    assert tokens_a_row(gpu, past=500, itemsize=2) == 4096
+    # float32, 2^26 numbers: 4096 x (12288 + 4096), and 2048 x (30720 + 2048).
+    assert tokens_a_row(gpu, past=12288, itemsize=4) == 4096
+    assert tokens_a_row(gpu, past=12289, itemsize=4) == 4095
     assert tokens_a_row(gpu, past=30720, itemsize=4) == 2048
     assert tokens_a_row(gpu, past=30721, itemsize=4) == 2047
     # bfloat16, 2^27 numbers: 4096 x (28672 + 4096).
