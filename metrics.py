@@ -145,10 +145,10 @@ def flatten(lists: Iterable[Sequence]) -> list:
 # What one watches while training
 
 
-def group_figures(groups: Groups, rewards, advantages, quorum: float = 0.0) -> dict[str, float]:
+def group_figures(groups: Groups, rewards, advantages, odds: float = 0.0) -> dict[str, float]:
     """The step's figures for its log line.
 
-    groups: B lists of N categories; rewards, advantages: (B, N) lists; quorum: as in reward.dynamic_bar.
+    groups: B lists of N categories; rewards, advantages: (B, N) lists; odds: as in reward.dynamic_bar.
     dead_groups: share of groups whose rewards are all equal. wrong_positive: share of the Wrong answers with
     a positive advantage (they beat a malformed one). bar/...: share of groups with each bar.
     """
@@ -173,7 +173,7 @@ def group_figures(groups: Groups, rewards, advantages, quorum: float = 0.0) -> d
     }
     for category, share in summary.shares.items():
         figures[f"share/{category.label}"] = share
-    bars = [dynamic_bar(group, quorum) for group in groups]
+    bars = [dynamic_bar(group, odds) for group in groups]
     for bar in (Category.ABSTAIN, Category.GENERIC, Category.LESS_SPECIFIC, Category.SPECIFIC):
         figures[f"bar/{bar.label}"] = bars.count(bar) / len(bars)
     return figures

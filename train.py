@@ -41,7 +41,8 @@ from judge import JUDGE_ERROR, judge_groups
 from lora import adapters_off, add_lora, save_adapter
 from metrics import average, group_figures, merge
 from policy import Policy, Prompt, completion_logprobs
-from reward import SCHEMES, inject_noise, speciarl_rewards, static_rewards
+from reward import (SCHEMES, inject_noise, permute_verdicts, shuffle_rewards, speciarl_rewards,
+                    static_rewards)
 from rollout import Group, sample, seed_for, stack
 from support import report
 from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, SHARE, check, one_line_errors,
@@ -102,9 +103,11 @@ class Config:
     clip_low: float | None = option(None, "lower clip; None: by --loss, .2", "official: .2", FROM_0)
     clip_high: float | None = option(None, "upper clip; None: by --loss, .2 or .28", "official: .2", FROM_0)
     reward: str = option("speciarl", "reward scheme", "paper", choices=("speciarl", *SCHEMES))
-    quorum: float = option(0.0, "share of answers that must reach the bar; 0: any one", "ours", SHARE)
+    odds: float = option(0.0, "answers the bar needs per Wrong one; 0: the best sets it", "paper: 0", FROM_0)
     malformed: float = option(-1.0, "reward of an answer that can't be read", "official", FINITE)
     noise: float = option(0.0, "probability that a verdict moves one rung (ablation)", "official: 0", SHARE)
+    control: str | None = option(None, "rewards or verdicts dealt at random, which must not teach",
+                                 choices=("shuffled", "permuted"))
     temperature: float = option(1.0, "sampling temperature", "official", ABOVE_0)
     max_new_tokens: int = option(512, "longest completion, tokens", "official: 2048", COUNT)
     max_pixels: int | None = option(512 * 28 * 28, "larger images are scaled down", "official: no such limit")
@@ -186,9 +189,7 @@ def train(job: Job) -> None:
 
         # 3. Reward: 1 for an answer at or above the image's own bar c*, the best rung that its group has
         #    reached (reward.dynamic_bar); 0 below it; -1 for a malformed answer.
-        for group in groups:
-            group.categories = with_noise(group.categories, config, step, group.id)
-            group.rewards = group_rewards(group.categories, config)
+        give_rewards(groups, config, step)
         rewards = torch.tensor([group.rewards for group in groups]).view(len(groups), config.n)     # (B, N)
 
         # 4. Advantages: each reward against the others of its group, the same for every token of the answer.
@@ -299,6 +300,29 @@ def step_examples(examples: list, config: Config, step: int) -> list:
     return [examples[i] for i in order[start:start + config.images_per_step]]
 
 
+def give_rewards(groups: list[Group], config: Config, step: int) -> None:
+    """Each group's N rewards, after what the ablations and the controls do to its verdicts. Their random
+    numbers are seeded by step."""
+    for group in groups:
+        group.categories = with_noise(group.categories, config, step, group.id)
+
+    # Control: verdicts over all images that this process holds.
+    if config.control == "permuted":
+        rng = random.Random(seed_for(config.seed, "permuted", step))
+        permuted = permute_verdicts([group.categories for group in groups], rng)
+        for group, categories in zip(groups, permuted):
+            group.categories = categories
+
+    for group in groups:
+        group.rewards = group_rewards(group.categories, config)
+
+    # Control: rewards within each group.
+    if config.control == "shuffled":
+        for group in groups:
+            rng = random.Random(seed_for(config.seed, "shuffled", step, group.id))
+            group.rewards = shuffle_rewards(group.rewards, rng)
+
+
 def with_noise(categories: list, config: Config, step: int, image_id: str) -> list:
     """The judge-noise ablation, off by default. Its random numbers are seeded by step and image."""
     if config.noise == 0:
@@ -310,7 +334,7 @@ def with_noise(categories: list, config: Config, step: int, image_id: str) -> li
 def group_rewards(categories: list, config: Config) -> list[float]:
     """One group's N rewards, by the scheme of the run: the paper's, or one of its static baselines."""
     if config.reward == "speciarl":
-        return speciarl_rewards(categories, config.quorum, config.malformed)
+        return speciarl_rewards(categories, config.odds, config.malformed)
     return static_rewards(categories, config.reward, config.malformed)
 
 
@@ -452,7 +476,7 @@ def finish_step(job: Job, step: int, batch: list, groups: list[Group], unreadabl
     if whole and config.method == "rl":
         line |= group_figures([record["categories"] for record in whole],
                               [record["rewards"] for record in whole],
-                              [record["advantages"] for record in whole], config.quorum)
+                              [record["advantages"] for record in whole], config.odds)
     line |= figures
     line |= cache_figures(job.judge)
     line |= sampling_figures(records)
@@ -576,6 +600,9 @@ def make_config(given: dict) -> Config:
     for name in ("beta", "clip_low", "clip_high"):
         if getattr(config, name) is None:
             setattr(config, name, LOSSES[config.loss][name])
+    if "odds" in given and config.reward != "speciarl":
+        raise ValueError(f"--odds moves the bar, and --reward {config.reward} has none: leave one of them "
+                         "out")
     if config.out is None:
         config.out = f"runs/{run_name(config)}"
     check(config)
@@ -596,8 +623,10 @@ def run_name(config: Config) -> str:
         parts.append(config.prompt)
     if config.loss != "grpo":
         parts.append(config.loss)
-    if config.quorum > 0:
-        parts.append(f"quorum{config.quorum:g}")
+    if config.odds > 0:
+        parts.append(f"odds{config.odds:g}")
+    if config.control is not None:
+        parts.append(config.control)
     parts.append(f"seed{config.seed}")
     return "-".join(parts)
 

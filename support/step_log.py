@@ -118,7 +118,7 @@ def sample_line(step: int, record: dict, config) -> dict:
     if record["rewards"] is not None:
         line["rewards"] = record["rewards"]
         if config.reward == "speciarl":
-            line["bar"] = dynamic_bar(record["categories"], config.quorum).label
+            line["bar"] = dynamic_bar(record["categories"], config.odds).label
     return line
 
 

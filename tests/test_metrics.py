@@ -35,7 +35,8 @@ def test_group_figures_by_hand():
     assert figures == pytest.approx(want | zero)
     one = [[S, S, W, W]], [[1, 1, 0, 0]], [[1, 1, -1, -1]]
     assert group_figures(*one)["wrong_positive"] == 0
-    assert group_figures(*one, quorum=1)["bar/abstain"] == 1
+    assert group_figures(*one, odds=1)["bar/specific"] == 1
+    assert group_figures(*one, odds=2)["bar/abstain"] == 1
 
 
 def test_malformed_counts_as_wrong_and_errors_stay_outside():

@@ -236,7 +236,8 @@ def test_only_the_dynamic_reward_has_a_bar(tmp_path, checkpoint, tree_judge):
 @pytest.mark.parametrize("options, name", [
     ([], "toy-speciarl-seed0"), (["--seed", "3", "--reward", "exact"], "toy-exact-seed3"),
     (["--loss", "dapo"], "toy-speciarl-dapo-seed0"),
-    (["--prompt", "specific", "--quorum", ".25"], "toy-speciarl-specific-quorum0.25-seed0"),
+    (["--prompt", "specific", "--odds", ".5"], "toy-speciarl-specific-odds0.5-seed0"),
+    (["--control", "shuffled"], "toy-speciarl-shuffled-seed0"),
     (["--data", "toy-bird,toy-fish"], "toy-bird+toy-fish-speciarl-seed0")])
 def test_a_run_is_named_by_what_sets_it_apart(options, name):
     assert train.parse_config(options)[0].out == f"runs/{name}"
@@ -532,7 +533,7 @@ def test_settings_reach_the_step(tmp_path, checkpoint, tree_judge, monkeypatch):
     monkeypatch.setattr(train, "update", recorded)
     monkeypatch.setattr(train, "sample", lambda *args, **kw: asked.append(kw) or sample(*args, **kw))
     run = train.main(arguments(
-        tmp_path, checkpoint, tree_judge, "--loss", "dr_grpo", "--temperature", "0.7", "--quorum", "1",
+        tmp_path, checkpoint, tree_judge, "--loss", "dr_grpo", "--temperature", "0.7", "--odds", "1",
         "--malformed", "-2", "--warmup", "4", "--betas", "0.8", "0.7", "--weight-decay", "0.3", "--seed", "5",
         "--lora-alpha", "12", "--steps", "2"))
     log, samples = lines(run / "log.jsonl")[1:], lines(run / "samples.jsonl")
@@ -544,7 +545,7 @@ def test_settings_reach_the_step(tmp_path, checkpoint, tree_judge, monkeypatch):
         for s, row in zip(mine, advantages.tolist()):
             categories = [None if c == "malformed" else Category[c.upper().replace(" ", "_")]
                           for c in s["categories"]]
-            assert s["rewards"] == speciarl_rewards(categories, quorum=1, malformed=-2.0)
+            assert s["rewards"] == speciarl_rewards(categories, odds=1, malformed=-2.0)
             assert row == pytest.approx([r - np.mean(s["rewards"]) for r in s["rewards"]], abs=1e-6)
         assert optimizer == {"lr": 1e-3 * step / 4, "betas": (0.8, 0.7), "weight_decay": 0.3}
         assert line["lr"] == optimizer["lr"] and line["policy/logprob_gap"] < 1e-5
@@ -699,6 +700,38 @@ def test_a_test_set_whose_pictures_are_gone_is_no_table(tmp_path, checkpoint, tr
     assert not (tmp_path / "run" / "eval.json").exists()
 
 
+def control_groups():
+    """Two images' verdicts; what else a group holds plays no part."""
+    verdicts = {"a": [S, S, S, None], "b": [W, W, G, A]}
+    return [SimpleNamespace(id=image_id, categories=row) for image_id, row in verdicts.items()]
+
+
+def test_controls_deal_what_there_is_by_step():
+    """shuffled: each group's own rewards, its verdicts as they were; permuted: the step's own verdicts, the
+    malformed answer where it was, and the rewards of what stands there now."""
+    plain = control_groups()
+    train.give_rewards(plain, train.Config(), 1)
+    assert [group.rewards for group in plain] == [[1, 1, 1, -1], [0, 0, 1, 0]]
+
+    seen = {"shuffled": set(), "permuted": set()}
+    for control in seen:
+        for step in range(1, 9):
+            groups, again = control_groups(), control_groups()
+            train.give_rewards(groups, train.Config(control=control), step)
+            train.give_rewards(again, train.Config(control=control), step)
+            assert [g.rewards for g in groups] == [g.rewards for g in again]
+            seen[control].add(str([group.rewards for group in groups]))
+            for group, before in zip(groups, plain):
+                if control == "shuffled":
+                    assert group.categories == before.categories
+                    assert sorted(group.rewards) == sorted(before.rewards)
+                else:
+                    assert group.rewards == speciarl_rewards(group.categories)
+            verdicts = groups[0].categories + groups[1].categories
+            assert verdicts[3] is None and Counter(verdicts) == Counter([S, S, S, None, W, W, G, A])
+        assert len(seen[control]) > 3
+
+
 def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_judge):
     run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--reward", "exact", "--noise", "1",
                                "--malformed", "-2", "--steps", "1"))
@@ -716,7 +749,9 @@ def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_j
 
 
 @pytest.mark.parametrize("change, message", [
-    (["--n", "1"], "--n must be at least 2"), (["--quorum", "2"], "--quorum must be in [0, 1]"),
+    (["--n", "1"], "--n must be at least 2"), (["--odds", "-1"], "--odds must be 0 or more"),
+    (["--odds", "inf"], "--odds must be 0 or more"),
+    (["--odds", "1", "--reward", "exact"], "--odds moves the bar, and --reward exact has none"),
     (["--root", "nowhere"], "CUB-200-2011 is not in nowhere"), (["--data", "dogs"], "unknown dataset 'dogs'"),
     (["--images-per-step", "99"], "lower --images-per-step"),
     (["--model", "no/such"], "no model at 'no/such'"),
@@ -800,7 +835,7 @@ def test_help_shows_defaults_toy_values_and_sources(capsys):
     assert "AdamW learning rate, constant (default 3e-05; toy 0.0007; official)" in text
     for name in ("--data --root --limit --model --judge --prompt --n --images-per-step --minibatch "
                  "--micro-batch --epochs --steps --lr --warmup --betas --weight-decay --beta --clip-low "
-                 "--clip-high --loss --reward --quorum --malformed --noise --temperature --max-new-tokens "
+                 "--clip-high --loss --reward --odds --malformed --noise --control --temperature --max-new-tokens "
                  "--max-pixels --lora-rank --lora-alpha --checkpointing --seed --out --resume --eval-every "
                  "--eval-limit").split():
         assert name + " " in text or name + "," in text, name
