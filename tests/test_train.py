@@ -4,7 +4,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from support.files import append
 from support.run_folder import load_state, save_state
 
 ROOT = Path(train.__file__).parent
+W, A, G, L, S, M = Category
 VOLATILE = ("time/", "mem/", "cache/")
 
 
@@ -835,7 +838,7 @@ def test_help_shows_defaults_toy_values_and_sources(capsys):
     assert "AdamW learning rate, constant (default 3e-05; toy 0.0007; official)" in text
     for name in ("--data --root --limit --model --judge --prompt --n --images-per-step --minibatch "
                  "--micro-batch --epochs --steps --lr --warmup --betas --weight-decay --beta --clip-low "
-                 "--clip-high --loss --reward --odds --malformed --noise --control --temperature --max-new-tokens "
-                 "--max-pixels --lora-rank --lora-alpha --checkpointing --seed --out --resume --eval-every "
+                 "--clip-high --loss --reward --odds --malformed --noise --control --temperature "
+                 "--max-new-tokens --max-pixels --lora-rank --lora-alpha --checkpointing --seed --out --resume --eval-every "
                  "--eval-limit").split():
         assert name + " " in text or name + "," in text, name
