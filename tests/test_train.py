@@ -839,6 +839,6 @@ def test_help_shows_defaults_toy_values_and_sources(capsys):
     for name in ("--data --root --limit --model --judge --prompt --n --images-per-step --minibatch "
                  "--micro-batch --epochs --steps --lr --warmup --betas --weight-decay --beta --clip-low "
                  "--clip-high --loss --reward --odds --malformed --noise --control --temperature "
-                 "--max-new-tokens --max-pixels --lora-rank --lora-alpha --checkpointing --seed --out --resume --eval-every "
-                 "--eval-limit").split():
+                 "--max-new-tokens --max-pixels --lora-rank --lora-alpha --checkpointing --seed --out "
+                 "--resume --eval-every --eval-limit").split():
         assert name + " " in text or name + "," in text, name
