@@ -20,8 +20,9 @@ def curve_svg(points: dict[str, tuple[float, float]], curve: list[str]) -> str:
         up = (point[1] - bottom) / max(1 - bottom, 0.1)
         return MARGIN + across * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - up * (HEIGHT - 2 * MARGIN)
 
-    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-             'font-size="11">', f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>']
+    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+             'font-family="sans-serif" font-size="11">',
+             f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>']
     x0, y0 = place((left, bottom))
     x1, y1 = place((1, 1))
     lines.append(f'<path d="M{x0:.1f} {y1:.1f}V{y0:.1f}H{x1:.1f}" fill="none" stroke="black"/>')

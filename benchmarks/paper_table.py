@@ -583,7 +583,7 @@ def keep_options(out: Path, split: str, options: str) -> None:
 def parse_arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", default="runs/table", help="folder of the runs (default: runs/table)")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], 
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4],
                    help="parts other than main and n: the first three")
     p.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     p.add_argument("--split", default="test", choices=("val", "test"), help="images measured (default: test)")
