@@ -10,7 +10,7 @@ As a library: `evaluate(policy, judge, data.load("toy-bird", "test"), question)[
 
 Answers are greedy by default, sampled with `--n 8`. The command prints correctness, specificity and their
 harmonic mean with 95 % bootstrap intervals over images; the paired difference of every further adapter to
-the first; what the answers are; what an oracle would pick of the first k. `--out FILE.json` keeps the
+the first; what the answers are; what an oracle would pick of k; the majority answer. `--out FILE.json` keeps the
 figures, and every answer in FILE.jsonl, from which the same command goes on after a kill.
 
 Where this departs from the paper and from lmms-owc:
@@ -37,7 +37,7 @@ import data
 from judge import (JUDGE_ERROR, Judge, add_arguments, category_name, closed_blocks, judge_groups,
                    normalize_label)
 from lora import adapters_off
-from metrics import Tally, means_over, measured, merge, similarity, text_inclusion
+from metrics import Tally, majority, means_over, measured, merge, similarity, text_inclusion
 from policy import Policy
 from rollout import PROMPTS, Group, sample
 from support.answers import answers_file, append_answers, stored_answers, weights_hash
@@ -157,6 +157,8 @@ def answer_record(example: data.Example, group: Group, categories: list, embed) 
         "texts": group.texts,
         "answers": group.answers,
         "categories": [category_name(category) for category in categories],
+        "majority": majority([None if answer is None else normalize_label(answer)
+                              for answer in group.answers]),
         "scores": scores,
     }
 

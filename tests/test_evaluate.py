@@ -169,15 +169,17 @@ def results(tmp_path):
     return json.loads((tmp_path / "out.json").read_text())["results"]
 
 
-def test_best_of_the_first_k(monkeypatch, tmp_path):
-    """Of ten images' answers W G None S S- ...: best of 1 is W, of 2 G, of 4 and more S; k is every power of
-    two up to n, and n."""
+def test_best_of_k_and_the_majority(monkeypatch, tmp_path):
+    """Of ten images' answers W G None S S- A, the mean over all subsets of k, every power of two up to n, and
+    n. Of two, 15 subsets have W once, A twice, G 3, S- 4 and S 5 times as the best. No text comes twice: the
+    majority is the first."""
     def change(e, adapter, answers):
         return ["car", "bird", None, e.label, e.label.split()[-1], "none"]
     run(monkeypatch, "--data", "toy-bird", "--n", "6", "--out", tmp_path / "out.json", change=change)
     best = results(tmp_path)["none"]["toy-bird"]["best_of"]
-    assert {k: b["summary"]["correctness"] for k, b in best.items()} == {"1": 0, "2": 1, "4": 1, "6": 1}
-    assert {k: b["summary"]["specificity"] for k, b in best.items()} == {"1": 0, "2": .5, "4": 1, "6": 1}
+    assert [b["summary"]["correctness"] for b in best.values()] == pytest.approx([4 / 6, 14 / 15, 1, 1])
+    assert [b["summary"]["specificity"] for b in best.values()] == pytest.approx([5 / 8, 40 / 56, .9, 1])
+    assert results(tmp_path)["none"]["toy-bird"]["majority"]["summary"]["correctness"] == 0
     assert results(tmp_path)["none"]["toy-bird"]["summary"]["n"] == 60
 
 
