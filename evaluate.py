@@ -10,8 +10,8 @@ As a library: `evaluate(policy, judge, data.load("toy-bird", "test"), question)[
 
 Answers are greedy by default, sampled with `--n 8`. The command prints correctness, specificity and their
 harmonic mean with 95 % bootstrap intervals over images; the paired difference of every further adapter to
-the first; what the answers are; what an oracle would pick of k; the majority answer. `--out FILE.json` keeps the
-figures, and every answer in FILE.jsonl, from which the same command goes on after a kill.
+the first; what the answers are; what an oracle would pick of k; the majority answer. `--out FILE.json` keeps
+the figures, and every answer in FILE.jsonl, from which the same command goes on after a kill.
 
 Where this departs from the paper and from lmms-owc:
 1. The judge is whichever is given (the paper's evaluations use Llama-3-70B).

@@ -29,8 +29,12 @@ KL_CLAMP = 10.0        # and each token's k3 here: beyond it the KL has no gradi
 # Advantages
 
 
-def group_advantages(rewards: Tensor, scale: str = "std", eps: float = 1e-6) -> Tensor:
+def group_advantages(rewards: Tensor, scale: str = "std", eps: float = 1e-6,
+                     floor: float | None = None) -> Tensor:
     """(r - mean) / (std + eps) within each group; std is unbiased (ddof 1).
+
+    floor: the baseline never falls below it (CoRPO), so that a reward below it never has a positive
+    advantage, whatever the group's others are.
 
     rewards: (B, N), all finite. scale "none" leaves the division out (Dr. GRPO). Returns (B, N) float32
     (float64 if given so).
@@ -44,7 +48,10 @@ def group_advantages(rewards: Tensor, scale: str = "std", eps: float = 1e-6) -> 
         raise ValueError("rewards must be finite: a missing verdict is no reward, leave its group out")
 
     # Each reward against the others of its own group.
-    advantages = rewards - rewards.mean(dim=1, keepdim=True)                                # (B, N)
+    baseline = rewards.mean(dim=1, keepdim=True)                                            # (B, 1)
+    if floor is not None:
+        baseline = baseline.clamp(min=floor)
+    advantages = rewards - baseline                                                         # (B, N)
     if scale == "std" and rewards.shape[1] > 1:
         std = rewards.std(dim=1, keepdim=True)                                              # (B, 1)
         advantages = advantages / (std + eps)
@@ -54,6 +61,13 @@ def group_advantages(rewards: Tensor, scale: str = "std", eps: float = 1e-6) -> 
     largest = rewards.amax(dim=1, keepdim=True)
     smallest = rewards.amin(dim=1, keepdim=True)
     return advantages.masked_fill(largest == smallest, 0.0)
+
+
+def overlong_penalty(length: int, max_new_tokens: int, buffer: int) -> float:
+    """DAPO's soft penalty for a completion of so many tokens: 0 up to `buffer` tokens before the end, from
+    there on linearly down to -1 at max_new_tokens."""
+    over = length - (max_new_tokens - buffer)
+    return min(-over / buffer, 0.0)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -139,8 +139,8 @@ def best_of_n(groups: Groups) -> list[Category | None]:
 
 
 def best_of_k(group: Sequence[Category | None], k: int) -> dict[Category | None, float]:
-    """How often each verdict is the best of k of the group's answers: its share of all subsets of k, in closed
-    form. Malformed stands below Wrong. group: at least k verdicts."""
+    """How often each verdict is the best of k of the group's answers: its share of all subsets of k, in
+    closed form. Malformed stands below Wrong. group: at least k verdicts."""
     ranked = sorted(group, key=lambda category: -1 if category is None else category)
     subsets = comb(len(group), k)
     shares = dict.fromkeys((None, *Category), 0.0)
@@ -423,7 +423,8 @@ def measured(tallies: Sequence[Tally], firsts: Sequence[Tally] = (), n: int = 1)
     tallies: one a dataset. Every row has "summary", "intervals", "images", "scores" and "unreadable"; for
     n > 1 also "best_of", the same figures of the best of k answers, the mean over all subsets of k, k every
     power of two up to n, and n, each with "left_out", the answered images with fewer than k verdicts; and
-    "majority", the figures of the answer that was given most often; with firsts, the tallies of a first system on the same datasets, the "difference" to it.
+    "majority", the figures of the answer that was given most often; with firsts, the tallies of a first
+    system on the same datasets, the "difference" to it.
     """
     datasets = [tally.verdicts() for tally in tallies]
     row = figures_row([tally.summary() for tally in tallies], datasets)

@@ -240,6 +240,8 @@ def test_only_the_dynamic_reward_has_a_bar(tmp_path, checkpoint, tree_judge):
     ([], "toy-speciarl-seed0"), (["--seed", "3", "--reward", "exact"], "toy-exact-seed3"),
     (["--loss", "dapo"], "toy-speciarl-dapo-seed0"),
     (["--prompt", "specific", "--odds", ".5"], "toy-speciarl-specific-odds0.5-seed0"),
+    (["--loss", "dapo", "--overlong-buffer", "4", "--dynamic-sampling"],
+     "toy-speciarl-dapo-overlong4-dynamic-seed0"),
     (["--control", "shuffled"], "toy-speciarl-shuffled-seed0"),
     (["--data", "toy-bird,toy-fish"], "toy-bird+toy-fish-speciarl-seed0")])
 def test_a_run_is_named_by_what_sets_it_apart(options, name):
@@ -735,6 +737,40 @@ def test_controls_deal_what_there_is_by_step():
         assert len(seen[control]) > 3
 
 
+def test_dynamic_sampling_keeps_groups_whose_rewards_differ(tmp_path, checkpoint, tree_judge, monkeypatch):
+    """Every second image that is drawn gets one verdict throughout. The step's groups are the first others,
+    trimmed; length has its price on top; a resumed run draws the same."""
+    drawn = []
+
+    def judged(judge, truths, answers):
+        groups = []
+        for _ in truths:
+            drawn.append(len(drawn))
+            groups.append([W] * 8 if len(drawn) % 2 else [S] + [W] * 7)
+        return groups
+
+    updates = []
+    update = train.update
+    monkeypatch.setattr(train, "judge_groups", judged)
+    monkeypatch.setattr(train, "update", lambda *args: updates.append(args[2:4] + args[5:]) or update(*args))
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1", "--eval-every", "0",
+                               "--images-per-step", "2", "--overlong-buffer", "31", "--dynamic-sampling"))
+    samples = [s for s in lines(run / "samples.jsonl") if s["step"] == 1]
+    (groups, advantages, places), = updates
+    assert [s["id"] for s in samples] == [g.id for g in groups] and list(places) == [0, 1]
+    assert lines(run / "log.jsonl")[1]["batches"] == 2 and lines(run / "log.jsonl")[1]["images"] == 2
+    for sample_, group in zip(samples, groups):
+        prices = [min(-(int(length) - 1) / 31, 0.0) for length in group.mask.sum(dim=1)]
+        assert sample_["rewards"] == pytest.approx([r + p for r, p in zip([1] + [0] * 7, prices)])
+
+
+def test_dynamic_sampling_that_finds_nothing_says_so(tmp_path, checkpoint, tree_judge, monkeypatch):
+    monkeypatch.setattr(train, "judge_groups", lambda judge, truths, answers: [[W] * 8 for _ in truths])
+    with pytest.raises(SystemExit, match="found too few groups .* step 1 in 2 batches") as e:
+        train.main(arguments(tmp_path, checkpoint, tree_judge, "--eval-every", "0", "--dynamic-sampling"))
+    assert "\n" not in str(e.value)
+
+
 def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_judge):
     run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--reward", "exact", "--noise", "1",
                                "--malformed", "-2", "--steps", "1"))
@@ -755,6 +791,7 @@ def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_j
     (["--n", "1"], "--n must be at least 2"), (["--odds", "-1"], "--odds must be 0 or more"),
     (["--odds", "inf"], "--odds must be 0 or more"),
     (["--odds", "1", "--reward", "exact"], "--odds moves the bar, and --reward exact has none"),
+    (["--overlong-buffer", "32"], "--overlong-buffer must be below --max-new-tokens 32"),
     (["--root", "nowhere"], "CUB-200-2011 is not in nowhere"), (["--data", "dogs"], "unknown dataset 'dogs'"),
     (["--images-per-step", "99"], "lower --images-per-step"),
     (["--model", "no/such"], "no model at 'no/such'"),
