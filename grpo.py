@@ -14,7 +14,8 @@ Where this departs from the official release (verl):
 2. One denominator for the whole optimizer step, no mean per micro-batch: how a step is split changes nothing.
 3. "seq-mean-token-sum-norm" is a mean over rows too, as Dr. GRPO writes it; verl divides the sum of all rows
    by the padded length alone.
-4. `clipfrac` is CleanRL's: the share of tokens whose ratio left the clip range, whatever the advantage's
+4. `floor` is CoRPO's, and `overlong_penalty` DAPO's; a group of equal rewards stays at 0 under a floor too.
+5. `clipfrac` is CleanRL's: the share of tokens whose ratio left the clip range, whatever the advantage's
    sign.
 """
 
