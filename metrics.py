@@ -339,6 +339,7 @@ FAMILIES = {"fine-grained": ("flowers", "food", "pets"), "very fine-grained": ("
 
 VERDICTS = {category.label: category for category in Category} | {"malformed": None}
 NO_VERDICT = "error"
+PICKS = ("majority", "choice")  # what a record may pick of its N answers, by place
 
 
 @dataclass
@@ -346,10 +347,10 @@ class Tally:
     """What stays in memory of one system's answers to one dataset: verdicts and sums, no text.
 
     A record is a dict with "categories", N words (a category's label or "malformed"; any other is no
-    verdict), and "scores", lists of N numbers by name; or with "unreadable", a line.
+    verdict), "scores", lists of N numbers by name, and perhaps PICKS; or with "unreadable", a line.
     """
     groups: list[list] = field(default_factory=list)  # an image's N verdicts, "error" where there is none
-    majorities: list[list] = field(default_factory=list)  # the majority answer's, in a list; [] without one
+    picks: dict[str, list[list]] = field(default_factory=lambda: {name: [] for name in PICKS})
     unreadable: list[str] = field(default_factory=list)  # a line each; the image's group is empty
     sums: dict[str, float] = field(default_factory=dict)  # of each score, over all answers
 
@@ -359,15 +360,17 @@ class Tally:
             self.unreadable.append(record["unreadable"])
         words = record.get("categories", ())
         self.groups.append([VERDICTS.get(word, NO_VERDICT) for word in words])
-        self.majorities.append(self.majority_of(record))
+        for name in PICKS:
+            self.picks[name].append(self.picked(record, name))
         for name, values in record.get("scores", {}).items():
             self.sums[name] = self.sums.get(name, 0.0) + sum(values)
 
-    def majority_of(self, record: dict) -> list:
-        """The verdict of the record's majority answer in a list, [] where there is none."""
-        if "majority" not in record:
+    def picked(self, record: dict, name: str) -> list:
+        """The verdict of the answer that the record picks under this name, in a list: [] where it picks none,
+        or one without a verdict. A place of None is malformed."""
+        if name not in record:
             return []
-        place = record["majority"]
+        place = record[name]
         verdict = None if place is None else self.groups[-1][place]
         return [] if verdict == NO_VERDICT else [verdict]
 
@@ -423,8 +426,8 @@ def measured(tallies: Sequence[Tally], firsts: Sequence[Tally] = (), n: int = 1)
     tallies: one a dataset. Every row has "summary", "intervals", "images", "scores" and "unreadable"; for
     n > 1 also "best_of", the same figures of the best of k answers, the mean over all subsets of k, k every
     power of two up to n, and n, each with "left_out", the answered images with fewer than k verdicts; and
-    "majority", the figures of the answer that was given most often; with firsts, the tallies of a first
-    system on the same datasets, the "difference" to it.
+    of what the records pick, "majority", the answer that was given most often, and "choice", the model's own;
+    with firsts, the tallies of a first system on the same datasets, the "difference" to it.
     """
     datasets = [tally.verdicts() for tally in tallies]
     row = figures_row([tally.summary() for tally in tallies], datasets)
@@ -439,10 +442,11 @@ def measured(tallies: Sequence[Tally], firsts: Sequence[Tally] = (), n: int = 1)
             row["best_of"][str(k)] = best_of_row(tallies, k)
 
         # and what one gains without knowing it
-        picked = [tally.majorities for tally in tallies]
-        if any(flatten(picked)):
-            summaries = [summarize(flatten(groups)) for groups in picked]
-            row["majority"] = figures_row(summaries, picked)
+        for name in PICKS:
+            picked = [tally.picks[name] for tally in tallies]
+            if any(flatten(picked)):
+                summaries = [summarize(flatten(groups)) for groups in picked]
+                row[name] = figures_row(summaries, picked)
 
     if firsts:
         first_datasets = [tally.verdicts() for tally in firsts]

@@ -4,14 +4,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from metrics import FIGURES
+from metrics import FIGURES, PICKS
 
 LEGEND = """\
 [ ]: 95 % bootstrap intervals over images. malf.: no answer to judge, counts as wrong. errors (answers without
 a verdict) and unreadable images are left out. included: the answer holds the truth's name. thought: the
 reasoning names the truth, the answer does not. similar: cosine of the embedded answer and truth. best of k:
 an oracle takes the best of k answers, the mean over all subsets of k; images with fewer verdicts are left
-out. majority: the answer that was given most often."""
+out. majority: the answer that was given most often. choice: the one that the model
+then chose itself."""
 
 # How a score of `metrics.measured` is headed.
 SCORES = {"text_inclusion": "included", "thought_not_said": "thought", "semantic_similarity": "similar"}
@@ -35,7 +36,7 @@ def table(systems: dict[str, dict[str, dict]]) -> str:
 
 def figures_block(systems: dict) -> str:
     """Below a system's own figures its difference to the first system, its best of all N answers
-    and its majority answer."""
+    and what it picks itself."""
     head = "".join(f" {heading(name):<25}" for name in FIGURES) + "images"
     lines = []
     for dataset, title, row in rows_in_order(systems):
@@ -45,8 +46,9 @@ def figures_block(systems: dict) -> str:
         if "best_of" in row:
             k, best = list(row["best_of"].items())[-1]
             lines.append(("", f"  best of {k}", figures_cells(best)))
-        if "majority" in row:
-            lines.append(("", "  majority", figures_cells(row["majority"])))
+        for pick in PICKS:
+            if pick in row:
+                lines.append(("", f"  {pick}", figures_cells(row[pick])))
     return block(systems, head, lines)
 
 

@@ -95,7 +95,7 @@ def test_command_line_table_and_json(checkpoint, cub, tree, tmp_path, capsys):
     lora.add_lora(policy.model, 2, 32)
     lora.save_adapter(policy.model, tmp_path / "adapter", str(checkpoint))
     ev.main(["--data", "cub", "--root", str(cub), "--adapter", "none", str(tmp_path / "adapter"),
-             "--judge", tree, "--n", "4", "--max-new-tokens", "24", "--max-pixels", "3136",
+             "--judge", tree, "--n", "4", "--choose", "--max-new-tokens", "24", "--max-pixels", "3136",
              "--out", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
     # the model is the adapter's base
@@ -181,6 +181,30 @@ def test_best_of_k_and_the_majority(monkeypatch, tmp_path):
     assert [b["summary"]["specificity"] for b in best.values()] == pytest.approx([5 / 8, 40 / 56, .9, 1])
     assert results(tmp_path)["none"]["toy-bird"]["majority"]["summary"]["correctness"] == 0
     assert results(tmp_path)["none"]["toy-bird"]["summary"]["n"] == 60
+
+
+@pytest.mark.parametrize("answers, said, place", [
+    (["a duck", None, "Mallard", "a duck"], "mallard", 2), (["duck", "mallard"], "teal", None),
+    (["duck", "mallard"], None, None), (["duck", "Duck"], "never asked", 0), ([None], "never asked", None)])
+def test_the_models_own_choice(monkeypatch, answers, said, place):
+    asked = []
+
+    def sample(policy, images, ids, question, **options):
+        asked.append(question)
+        return [SimpleNamespace(answers=[said])]
+
+    monkeypatch.setattr(ev, "sample", sample)
+    group = SimpleNamespace(id="x", answers=answers)
+    assert ev.own_choice(None, "image", group, "What is it?", 16, 0) == place
+    assert len(asked) == (said != "never asked")
+    assert all("What is it?" in question and f"- {answers[0]}\n" in question for question in asked)
+
+
+def test_a_choice_needs_words_and_several_answers():
+    with pytest.raises(SystemExit, match="--choose needs words"):
+        ev.main(["--data", "toy-bird", "--n", "2", "--choose"])
+    with pytest.raises(SystemExit, match="--choose chooses among several"):
+        ev.main(["--data", "cub", "--choose"])
 
 
 @pytest.mark.parametrize("rows", [1, 12, 256])

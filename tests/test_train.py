@@ -764,6 +764,24 @@ def test_dynamic_sampling_keeps_groups_whose_rewards_differ(tmp_path, checkpoint
         assert sample_["rewards"] == pytest.approx([r + p for r, p in zip([1] + [0] * 7, prices)])
 
 
+def test_dynamic_sampling_trims_in_the_order_of_drawing(monkeypatch):
+    """Of six images in batches of two, the first is dull; two batches give three groups for two places."""
+    examples = [SimpleNamespace(id=str(i)) for i in range(6)]
+    verdicts = dict.fromkeys("12345", [S, W]) | {"0": [W, W]}
+    drawn = []
+
+    def rewarded_groups(job, step, batch, log):
+        drawn.extend(example.id for example in batch)
+        return [SimpleNamespace(id=e.id, categories=verdicts[e.id]) for e in batch], [], []
+
+    monkeypatch.setattr(train, "rewarded_groups", rewarded_groups)
+    job = SimpleNamespace(config=train.Config(dynamic_sampling=True, images_per_step=2), examples=examples)
+    first, _, _ = rewarded_groups(job, 1, examples[:2], None)
+    batch, groups = train.draw_until_full(job, 1, examples[:2], first, [], [], train.StepLog())
+    assert [group.id for group in groups] == ["1", drawn[2]] == [example.id for example in batch[:2]]
+    assert len(drawn) == 4 and {example.id for example in batch} == set(drawn)
+
+
 def test_dynamic_sampling_that_finds_nothing_says_so(tmp_path, checkpoint, tree_judge, monkeypatch):
     monkeypatch.setattr(train, "judge_groups", lambda judge, truths, answers: [[W] * 8 for _ in truths])
     with pytest.raises(SystemExit, match="found too few groups .* step 1 in 2 batches") as e:
