@@ -195,7 +195,8 @@ def train(job: Job) -> None:
               f"groups of step {step}")
 
         # 3. Reward: 1 for an answer at or above the image's own bar c*, the best rung that its group has
-        #    reached (reward.dynamic_bar); 0 below it; -1 for a malformed answer.
+        #    reached (reward.dynamic_bar); 0 below it; -1 for a malformed answer. Groups of equal rewards are
+        #    replaced where --dynamic-sampling asks for it.
         give_rewards(groups, config, step)
         batch, groups = draw_until_full(job, step, batch, groups, failed, unreadable, log)
         rewards = torch.tensor([group.rewards for group in groups]).view(len(groups), config.n)     # (B, N)
