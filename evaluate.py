@@ -10,8 +10,8 @@ As a library: `evaluate(policy, judge, data.load("toy-bird", "test"), question)[
 
 Answers are greedy by default, sampled with `--n 8`. The command prints correctness, specificity and their
 harmonic mean with 95 % bootstrap intervals over images; the paired difference of every further adapter to
-the first; what the answers are; what an oracle would pick of the first k. `--out FILE.json` keeps the
-figures, and every answer in FILE.jsonl, from which the same command goes on after a kill.
+the first; what the answers are; what an oracle would pick of k; the majority answer. `--out FILE.json` keeps
+the figures, and every answer in FILE.jsonl, from which the same command goes on after a kill.
 
 Where this departs from the paper and from lmms-owc:
 1. The judge is whichever is given (the paper's evaluations use Llama-3-70B).
@@ -37,7 +37,7 @@ import data
 from judge import (JUDGE_ERROR, Judge, add_arguments, category_name, closed_blocks, judge_groups,
                    normalize_label)
 from lora import adapters_off
-from metrics import Tally, means_over, measured, merge, similarity, text_inclusion
+from metrics import Tally, majority, means_over, measured, merge, similarity, text_inclusion
 from policy import Policy
 from rollout import PROMPTS, Group, sample
 from support.answers import answers_file, append_answers, lock_answers, stored_answers, weights_hash
@@ -58,6 +58,12 @@ DEFAULTS = {"judge": JUDGE, "max_new_tokens": 512, "max_pixels": 512 * 28 * 28}
 TOY_DEFAULTS = {"judge": "taxonomy", "max_new_tokens": 16, "max_pixels": None}
 
 MOST_JUDGE_ERRORS = 0.5  # a larger share of answers without a verdict ends the command
+# The question of --choose.
+CHOICE = """{question}
+These answers were given before:
+{answers}
+Choose the one that is most likely right, and the most specific of those. Answer with it, word for word."""
+
 ENOUGH_ANSWERS = 16      # fewer don't tell a few judge errors from a judge that is gone
 
 
@@ -67,17 +73,18 @@ ENOUGH_ANSWERS = 16      # fewer don't tell a few judge errors from a judge that
 
 def evaluate(policy: Policy, judge: Judge, examples: list[data.Example], question: str, n: int = 1,
              temperature: float = 0.0, max_new_tokens: int = 512, seed: int = 0, rows: int = 256,
-             label: str = "evaluate", embed=None) -> dict:
+             label: str = "evaluate", embed=None, choose: bool = False) -> dict:
     """A policy's answers to the examples, judged and measured, all in memory.
 
     n answers an image, greedy at temperature 0; at most `rows` answers are decoded at a time; label: of the
-    progress bar; embed: texts -> vectors of unit length, for the semantic similarity.
+    progress bar; embed: texts -> vectors of unit length, for the semantic similarity; choose: ask the policy
+    which of its n answers it takes.
 
     Returns {"summary": Summary, "groups": one list of categories an image (None = malformed, judge errors
     left out), "records": one dict an image, "unreadable": a line for each image that can't be read}.
     """
     batches = answer_in_batches(policy, judge, examples, question, n, temperature, max_new_tokens, seed, rows,
-                                label, embed)
+                                label, embed, choose=choose)
     tally = Tally()
     records = []
     for batch in batches:
@@ -95,7 +102,7 @@ def evaluate(policy: Policy, judge: Judge, examples: list[data.Example], questio
 
 def answer_in_batches(policy: Policy, judge: Judge, examples: list[data.Example], question: str, n: int,
                       temperature: float, max_new_tokens: int, seed: int, rows: int, label: str, embed=None,
-                      first: int = 0) -> Iterator[list[dict]]:
+                      first: int = 0, choose: bool = False) -> Iterator[list[dict]]:
     """Yields lists of records, one an image, in the order of the examples from number `first` on: a batch of
     at most `rows` answers (but one image at least) at a time. The other arguments are evaluate's."""
     images_per_batch = max(1, rows // n)
@@ -118,8 +125,17 @@ def answer_in_batches(policy: Policy, judge: Judge, examples: list[data.Example]
             truths = [example.label for example in readable]
             judged = judge_groups(judge, truths, [group.answers for group in groups])
 
+            # choice: which of its own answers the policy takes
+            choices = {}
+            if choose:
+                for example, image, group in zip(readable, images, groups):
+                    choices[example.id] = own_choice(policy, image, group, question, max_new_tokens, seed)
+
             # The prompts' embeddings in the groups would take room in the next rollout.
             records = batch_records(batch, readable, groups, judged, unreadable, embed)
+            for record in records:
+                if record["id"] in choices:
+                    record["choice"] = choices[record["id"]]
             del images, groups
             yield records
             first += len(batch)
@@ -158,8 +174,29 @@ def answer_record(example: data.Example, group: Group, categories: list, embed) 
         "texts": group.texts,
         "answers": group.answers,
         "categories": [category_name(category) for category in categories],
+        "majority": majority([None if answer is None else normalize_label(answer)
+                              for answer in group.answers]),
         "scores": scores,
     }
+
+
+def own_choice(policy: Policy, image, group: Group, question: str, max_new_tokens: int,
+               seed: int) -> int | None:
+    """The place of the answer that the policy takes when it sees its own distinct answers; None where it
+    takes none of them. One greedy answer to one more question, unless there is nothing to choose."""
+    places = {}  # normalised answer -> where it stands first
+    for place, answer in enumerate(group.answers):
+        if answer is not None:
+            places.setdefault(normalize_label(answer), place)
+    if len(places) < 2:
+        return next(iter(places.values()), None)
+
+    listed = "\n".join(f"- {group.answers[place]}" for place in places.values())
+    asked = CHOICE.format(question=question, answers=listed)
+    one, = sample(policy, [image], [group.id], asked, n=1, seed=seed, temperature=0.0,
+                  max_new_tokens=max_new_tokens)
+    chosen = one.answers[0]
+    return None if chosen is None else places.get(normalize_label(chosen))
 
 
 def thought_not_said(truth: str, text: str, answer: str | None) -> bool:
@@ -275,6 +312,8 @@ def parser() -> argparse.ArgumentParser:
                         f"{', '.join(captions.PROMPTS)} (default: base)")
     p.add_argument("--n", type=int, default=1,
                    help="answers an image (default: 1); above 1 with the best of 1, 2, 4, ...")
+    p.add_argument("--choose", action="store_true",
+                   help="with --n: ask the model which of its own answers it takes, one more answer an image")
     p.add_argument("--temperature", type=float, help="default: 0 (greedy) for n = 1, else 1")
     p.add_argument("--judge", help="chat model, http://server, taxonomy.json, or taxonomy (default: taxonomy "
                                    f"for the embedded world, else {JUDGE})")
@@ -321,6 +360,9 @@ def check_options(args) -> None:
     if args.temperature:  # 0 is greedy
         check_value("temperature", args.temperature, TEMPERATURE)
 
+    if args.choose and args.n < 2:
+        raise ValueError("--choose chooses among several answers: give --n 2 or more")
+
     # words that neither the files nor the answers could hold
     for name, value in vars(args).items():
         values = value if isinstance(value, list) else [value]
@@ -336,7 +378,7 @@ def check_options(args) -> None:
 
     # options that would do nothing
     if args.image:
-        idle = [f"--{name}" for name in ("out", "limit", "embedder") if getattr(args, name)]
+        idle = [f"--{name}" for name in ("out", "limit", "embedder", "choose") if getattr(args, name)]
         if idle:
             raise ValueError(f"--image only prints answers: {' and '.join(idle)} need --data")
 
@@ -356,6 +398,8 @@ def resolve(args) -> Command:
     # question: the embedded world's policy has a vocabulary, and so prompts, of its own
     toy = is_toy(names) if names else is_toy_model(model)
     question = question_for(args.prompt, ["toy"] if toy else ["real"])
+    if args.choose and toy:
+        raise ValueError("--choose needs words that the embedded world's policy lacks: leave it out")
 
     # decoding: greedy, unless there are several answers an image
     temperature = args.temperature
@@ -489,7 +533,8 @@ def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
 
             batches = answer_in_batches(policy, judge, examples, command.question, args.n,
                                         command.temperature, command.max_new_tokens, args.seed, rows,
-                                        label=f"{adapter} {name}", embed=embed, first=done)
+                                        label=f"{adapter} {name}", embed=embed, first=done,
+                                        choose=args.choose)
             batches = readable_batches(batches, tally.unreadable, len(examples), args.max_unreadable, name)
             for records in trusted_batches(batches, judge, len(examples) - done):
                 if file is not None:

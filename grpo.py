@@ -14,7 +14,8 @@ Where this departs from the official release (verl):
 2. One denominator for the whole optimizer step, no mean per micro-batch: how a step is split changes nothing.
 3. "seq-mean-token-sum-norm" is a mean over rows too, as Dr. GRPO writes it; verl divides the sum of all rows
    by the padded length alone.
-4. `clipfrac` is CleanRL's: the share of tokens whose ratio left the clip range, whatever the advantage's
+4. `floor` is CoRPO's, and `overlong_penalty` DAPO's; a group of equal rewards stays at 0 under a floor too.
+5. `clipfrac` is CleanRL's: the share of tokens whose ratio left the clip range, whatever the advantage's
    sign.
 """
 
@@ -29,8 +30,12 @@ KL_CLAMP = 10.0        # and each token's k3 here: beyond it the KL has no gradi
 # Advantages
 
 
-def group_advantages(rewards: Tensor, scale: str = "std", eps: float = 1e-6) -> Tensor:
+def group_advantages(rewards: Tensor, scale: str = "std", eps: float = 1e-6,
+                     floor: float | None = None) -> Tensor:
     """(r - mean) / (std + eps) within each group; std is unbiased (ddof 1).
+
+    floor: the baseline never falls below it (CoRPO), so that a reward below it never has a positive
+    advantage, whatever the group's others are.
 
     rewards: (B, N), all finite. scale "none" leaves the division out (Dr. GRPO). Returns (B, N) float32
     (float64 if given so).
@@ -44,7 +49,10 @@ def group_advantages(rewards: Tensor, scale: str = "std", eps: float = 1e-6) -> 
         raise ValueError("rewards must be finite: a missing verdict is no reward, leave its group out")
 
     # Each reward against the others of its own group.
-    advantages = rewards - rewards.mean(dim=1, keepdim=True)                                # (B, N)
+    baseline = rewards.mean(dim=1, keepdim=True)                                            # (B, 1)
+    if floor is not None:
+        baseline = baseline.clamp(min=floor)
+    advantages = rewards - baseline                                                         # (B, N)
     if scale == "std" and rewards.shape[1] > 1:
         std = rewards.std(dim=1, keepdim=True)                                              # (B, 1)
         advantages = advantages / (std + eps)
@@ -54,6 +62,13 @@ def group_advantages(rewards: Tensor, scale: str = "std", eps: float = 1e-6) -> 
     largest = rewards.amax(dim=1, keepdim=True)
     smallest = rewards.amin(dim=1, keepdim=True)
     return advantages.masked_fill(largest == smallest, 0.0)
+
+
+def overlong_penalty(length: int, max_new_tokens: int, buffer: int) -> float:
+    """DAPO's soft penalty for a completion of so many tokens: 0 up to `buffer` tokens before the end, from
+    there on linearly down to -1 at max_new_tokens."""
+    over = length - (max_new_tokens - buffer)
+    return min(-over / buffer, 0.0)
 
 
 def at_least_float32(x: Tensor) -> Tensor:

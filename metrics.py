@@ -14,9 +14,11 @@ Below, B is images and N answers to each. A group is one image's N verdicts: a C
 answer is malformed.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
+from math import comb
 
 import numpy as np
 
@@ -136,6 +138,28 @@ def best_of_n(groups: Groups) -> list[Category | None]:
     return best
 
 
+def best_of_k(group: Sequence[Category | None], k: int) -> dict[Category | None, float]:
+    """How often each verdict is the best of k of the group's answers: its share of all subsets of k, in
+    closed form. Malformed stands below Wrong. group: at least k verdicts."""
+    ranked = sorted(group, key=lambda category: -1 if category is None else category)
+    subsets = comb(len(group), k)
+    shares = dict.fromkeys((None, *Category), 0.0)
+    for below, category in enumerate(ranked):
+        # It is the best of those subsets whose other k - 1 are ranked below it.
+        shares[category] += comb(below, k - 1) / subsets
+    return shares
+
+
+def majority(texts: Sequence[str | None]) -> int | None:
+    """The place of the most frequent text, of equally frequent ones that of the first. None, a malformed
+    answer, is no vote; without any vote there is no place. texts: normalised, N of one image."""
+    votes = Counter(text for text in texts if text is not None)
+    if not votes:
+        return None
+    winner, _ = votes.most_common(1)[0]  # Counter keeps the order of the first sight among equals
+    return list(texts).index(winner)
+
+
 def flatten(lists: Iterable[Sequence]) -> list:
     """The items of all lists in one, in order: B groups of N answers become B * N answers."""
     return list(chain.from_iterable(lists))
@@ -145,10 +169,10 @@ def flatten(lists: Iterable[Sequence]) -> list:
 # What one watches while training
 
 
-def group_figures(groups: Groups, rewards, advantages, quorum: float = 0.0) -> dict[str, float]:
+def group_figures(groups: Groups, rewards, advantages, odds: float = 0.0) -> dict[str, float]:
     """The step's figures for its log line.
 
-    groups: B lists of N categories; rewards, advantages: (B, N) lists; quorum: as in reward.dynamic_bar.
+    groups: B lists of N categories; rewards, advantages: (B, N) lists; odds: as in reward.dynamic_bar.
     dead_groups: share of groups whose rewards are all equal. wrong_positive: share of the Wrong answers with
     a positive advantage (they beat a malformed one). bar/...: share of groups with each bar.
     """
@@ -173,7 +197,7 @@ def group_figures(groups: Groups, rewards, advantages, quorum: float = 0.0) -> d
     }
     for category, share in summary.shares.items():
         figures[f"share/{category.label}"] = share
-    bars = [dynamic_bar(group, quorum) for group in groups]
+    bars = [dynamic_bar(group, odds) for group in groups]
     for bar in (Category.ABSTAIN, Category.GENERIC, Category.LESS_SPECIFIC, Category.SPECIFIC):
         figures[f"bar/{bar.label}"] = bars.count(bar) / len(bars)
     return figures
@@ -190,7 +214,11 @@ def bootstrap(groups: Groups, resamples: int = 1000, seed: int = 0) -> np.ndarra
     seed draws the same images, so that the difference of two systems' draws over the same images is a paired
     comparison.
     """
-    sums = image_sums(groups)  # (B, 3)
+    return bootstrap_sums(image_sums(groups), resamples, seed)
+
+
+def bootstrap_sums(sums: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """bootstrap's draws, from the images' sums (B, 3)."""
     images = len(sums)
     if images == 0:
         return np.zeros((resamples, 3))
@@ -311,6 +339,7 @@ FAMILIES = {"fine-grained": ("flowers", "food", "pets"), "very fine-grained": ("
 
 VERDICTS = {category.label: category for category in Category} | {"malformed": None}
 NO_VERDICT = "error"
+PICKS = ("majority", "choice")  # what a record may pick of its N answers, by place
 
 
 @dataclass
@@ -318,9 +347,10 @@ class Tally:
     """What stays in memory of one system's answers to one dataset: verdicts and sums, no text.
 
     A record is a dict with "categories", N words (a category's label or "malformed"; any other is no
-    verdict), and "scores", lists of N numbers by name; or with "unreadable", a line.
+    verdict), "scores", lists of N numbers by name, and perhaps PICKS; or with "unreadable", a line.
     """
     groups: list[list] = field(default_factory=list)  # an image's N verdicts, "error" where there is none
+    picks: dict[str, list[list]] = field(default_factory=lambda: {name: [] for name in PICKS})
     unreadable: list[str] = field(default_factory=list)  # a line each; the image's group is empty
     sums: dict[str, float] = field(default_factory=dict)  # of each score, over all answers
 
@@ -330,24 +360,41 @@ class Tally:
             self.unreadable.append(record["unreadable"])
         words = record.get("categories", ())
         self.groups.append([VERDICTS.get(word, NO_VERDICT) for word in words])
+        for name in PICKS:
+            self.picks[name].append(self.picked(record, name))
         for name, values in record.get("scores", {}).items():
             self.sums[name] = self.sums.get(name, 0.0) + sum(values)
+
+    def picked(self, record: dict, name: str) -> list:
+        """The verdict of the answer that the record picks under this name, in a list: [] where it picks none,
+        or one without a verdict. A place of None is malformed."""
+        if name not in record:
+            return []
+        place = record[name]
+        verdict = None if place is None else self.groups[-1][place]
+        return [] if verdict == NO_VERDICT else [verdict]
 
     @property
     def answers(self) -> int:
         """How many answers there are, those without a verdict too."""
         return sum(len(group) for group in self.groups)
 
-    def verdicts(self, k: int | None = None) -> list[list]:
-        """A list an image of what its first k answers were judged, without errors."""
+    def verdicts(self) -> list[list]:
+        """A list an image of what its answers were judged, without errors."""
         groups = []
         for group in self.groups:
-            groups.append([verdict for verdict in group[:k] if verdict != NO_VERDICT])
+            groups.append([verdict for verdict in group if verdict != NO_VERDICT])
         return groups
 
-    def best_of(self, k: int) -> list[list]:
-        """What an oracle picks of each image's first k answers; [] for an image without a verdict."""
-        return [best_of_n([group]) if group else [] for group in self.verdicts(k)]
+    def best_of(self, k: int) -> list[dict]:
+        """What an oracle picks of k of an image's answers, as `best_of_k` says, an entry an image. Images
+        with fewer than k verdicts are left out."""
+        return [best_of_k(group, k) for group in self.verdicts() if len(group) >= k]
+
+    def left_out(self, k: int) -> int:
+        """How many images were answered, but have fewer than k verdicts."""
+        answered = [verdicts for group, verdicts in zip(self.groups, self.verdicts()) if group]
+        return sum(len(verdicts) < k for verdicts in answered)
 
     def summary(self) -> Summary:
         judged = flatten(self.verdicts())
@@ -377,8 +424,10 @@ def measured(tallies: Sequence[Tally], firsts: Sequence[Tally] = (), n: int = 1)
     """A row of the table, ready for JSON: one dataset's figures, or the mean over several of their own.
 
     tallies: one a dataset. Every row has "summary", "intervals", "images", "scores" and "unreadable"; for
-    n > 1 also "best_of", the same figures of the best of the first k answers, k every power of two up to n,
-    and n; with firsts, the tallies of a first system on the same datasets, the "difference" to it.
+    n > 1 also "best_of", the same figures of the best of k answers, the mean over all subsets of k, k every
+    power of two up to n, and n, each with "left_out", the answered images with fewer than k verdicts; and
+    of what the records pick, "majority", the answer that was given most often, and "choice", the model's own;
+    with firsts, the tallies of a first system on the same datasets, the "difference" to it.
     """
     datasets = [tally.verdicts() for tally in tallies]
     row = figures_row([tally.summary() for tally in tallies], datasets)
@@ -390,9 +439,14 @@ def measured(tallies: Sequence[Tally], firsts: Sequence[Tally] = (), n: int = 1)
         powers = [2 ** i for i in range(n.bit_length())]
         row["best_of"] = {}
         for k in sorted({*powers, n}):
-            picked = [tally.best_of(k) for tally in tallies]
-            summaries = [summarize(flatten(groups)) for groups in picked]
-            row["best_of"][str(k)] = figures_row(summaries, picked)
+            row["best_of"][str(k)] = best_of_row(tallies, k)
+
+        # and what one gains without knowing it
+        for name in PICKS:
+            picked = [tally.picks[name] for tally in tallies]
+            if any(flatten(picked)):
+                summaries = [summarize(flatten(groups)) for groups in picked]
+                row[name] = figures_row(summaries, picked)
 
     if firsts:
         first_datasets = [tally.verdicts() for tally in firsts]
@@ -407,6 +461,36 @@ def figures_row(summaries: list[Summary], datasets: list[list]) -> dict:
         "summary": summaries[0].to_json() if len(summaries) == 1 else average(summaries),
         "intervals": intervals(*datasets),
         "images": sum(bool(group) for group in flatten(datasets)),
+    }
+
+
+def best_of_row(tallies: Sequence[Tally], k: int) -> dict:
+    """figures_row of the best of k answers. The counts are means over all subsets of k."""
+    summaries = []
+    draws = []
+    images = 0
+    for number, tally in enumerate(tallies):
+        picked = tally.best_of(k)
+        images += len(picked)
+
+        # the summary of the mean counts
+        counts = {category: sum(shares[category] for shares in picked) for category in Category}
+        malformed = sum(shares[None] for shares in picked)
+        summary = summary_of(counts, malformed, 0, 0)
+        summaries.append(replace(summary, n=len(picked)))  # without the sum's rounding
+
+        # and how it varies over images: each image's own sums
+        sums = []
+        for shares in picked:
+            good = sum(shares[category] for category in Category if category != Category.WRONG)
+            level = sum(LEVEL[category] * shares[category] for category in Category)
+            sums.append((1, good, level))
+        draws.append(bootstrap_sums(np.array(sums, dtype=float).reshape(-1, 3), seed=number))
+    return {
+        "summary": summaries[0].to_json() if len(summaries) == 1 else average(summaries),
+        "intervals": percentiles(np.mean(draws, axis=0), 0.95),
+        "images": images,
+        "left_out": sum(tally.left_out(k) for tally in tallies),
     }
 
 

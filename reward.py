@@ -8,7 +8,8 @@ the model just did.
 
 Where this departs from the paper:
 1. A malformed answer (`None`) earns -1, as in the official release; the paper's rule has no such level.
-2. `quorum` (off by default) sets the bar at a rung that several answers reach instead of the luckiest one.
+2. `odds` (0 by default: the paper's rule) asks for so many answers at the bar per Wrong one. The luckiest of
+   many guesses then no longer sets the bar, and the bar no longer rises with N.
 """
 
 import math
@@ -30,37 +31,37 @@ class Category(IntEnum):
         return self.name.lower().replace("_", " ")
 
 
-def dynamic_bar(categories: Sequence[Category | None], quorum: float = 0.0) -> Category:
+def dynamic_bar(categories: Sequence[Category | None], odds: float = 0.0) -> Category:
     """The group's bar c*: the best category of its well-formed answers, between ABSTAIN and SPECIFIC.
 
-    categories: one group, N long; None is a malformed answer, which has no vote. quorum in (0, 1]: the
-    highest rung that at least max(2, ceil(quorum * n)) of the n well-formed answers reach; a group with one
-    well-formed answer keeps the paper's rule.
+    categories: one group, N long; None is a malformed answer, which has no vote and is not Wrong either.
+    odds: 0 is the paper's rule. Above 0 the bar is the highest rung that at least odds answers reach for each
+    Wrong one of the group: a guess pays where it is right more often than odds / (1 + odds). ValueError for
+    odds that are not finite and 0 or more.
     """
-    if not 0.0 <= quorum <= 1.0:
-        raise ValueError(f"quorum must lie in [0, 1], got {quorum}")
+    if not 0.0 <= odds < math.inf:
+        raise ValueError(f"odds must be a finite number, 0 or more, got {odds}")
 
-    # The well-formed answers' rungs, best first. A group without any has the lowest bar.
+    # The well-formed answers' rungs, best first.
     rungs = [Category(category) for category in categories if category is not None]
     rungs.sort(reverse=True)
-    if not rungs:
-        return Category.ABSTAIN
 
-    # The paper's bar is the best answer's rung; a quorum asks that several reach it.
-    voters = 1
-    if quorum > 0 and len(rungs) > 1:
-        share = quorum * len(rungs) - 1e-9  # .07 * 100 is 7.000000000000001, and means 7
-        voters = max(2, math.ceil(share))
+    # The paper's bar is the best answer's rung; odds ask that several reach it.
+    wrong = rungs.count(Category.WRONG)
+    needed = odds * wrong - 1e-9  # .07 * 100 is 7.000000000000001, and means 7
+    if not rungs or needed > len(rungs):
+        return Category.ABSTAIN  # no rung has so many: the lowest bar
+    voters = max(1, math.ceil(needed))
     best = rungs[voters - 1]  # so many reach the rung of the voters-th best
 
     # SPECIFIC and MORE_SPECIFIC are both full marks. WRONG is no bar: a Wrong answer never earns.
     return min(max(best, Category.ABSTAIN), Category.SPECIFIC)
 
 
-def speciarl_rewards(categories: Sequence[Category | None], quorum: float = 0.0,
+def speciarl_rewards(categories: Sequence[Category | None], odds: float = 0.0,
                      malformed: float = -1.0) -> list[float]:
     """Rewards of one group (paper: 1[c >= c*]); `malformed` for None (official release: -1)."""
-    bar = dynamic_bar(categories, quorum)
+    bar = dynamic_bar(categories, odds)
     rewards = []
     for category in categories:
         if category is None:
@@ -73,14 +74,16 @@ def speciarl_rewards(categories: Sequence[Category | None], quorum: float = 0.0,
 
 
 # ------------------------------------------------------------------------------------------------------------
-# What the method is compared with: static rewards, and noise in the judge
+# What the method is compared with: static rewards, noise in the judge, and two controls
 
-# Reward of each category by its number: W, A, G, S-, S, S+ (official names: reward3, scala1, scala2, scala3).
+# Reward of each category by its number: W, A, G, S-, S, S+ (official names of the first four: reward3,
+# scala1, scala2, scala3). `truthful` is ours: a lie costs what the truth earns, and saying less is free.
 SCHEMES = {
     "exact": (0.0, 0.0, 0.0, 0.0, 1.0, 1.0),
     "graded_abstain": (0.0, 0.25, 0.5, 0.75, 1.0, 1.0),
     "graded": (0.0, 0.0, 0.5, 0.75, 1.0, 1.0),
     "close": (0.0, 0.0, 0.0, 0.75, 1.0, 1.0),
+    "truthful": (-1.0, 0.0, 0.0, 0.0, 1.0, 1.0),
 }
 
 
@@ -128,15 +131,38 @@ def neighbour(category: Category, rng) -> Category:
     return Category(rung + step)
 
 
+def shuffle_rewards(rewards: Sequence[float], rng) -> list[float]:
+    """A control: one group's rewards, dealt out to its answers at random. Nothing is left to learn from.
+
+    rng: anything with .shuffle(), a seeded random.Random say. Returns a new list, N long.
+    """
+    dealt = list(rewards)
+    rng.shuffle(dealt)
+    return dealt
+
+
+def permute_verdicts(groups: Sequence[Sequence[Category | None]], rng) -> list[list[Category | None]]:
+    """A control: the verdicts of all groups, dealt out over all their answers at random; malformed answers
+    stay what they are. Each image then gets the bar of strangers.
+
+    rng: anything with .shuffle(), a seeded random.Random say. Returns new lists, as long as the groups.
+    """
+    verdicts = []
+    for group in groups:
+        verdicts += [category for category in group if category is not None]
+    rng.shuffle(verdicts)
+    return [[None if category is None else verdicts.pop() for category in group] for group in groups]
+
+
 # ------------------------------------------------------------------------------------------------------------
 # A group as text
 
 
 def show_group(truth: str, answers: Sequence[str], categories: Sequence[Category | None],
-               quorum: float = 0.0) -> str:
+               odds: float = 0.0) -> str:
     """One group as text: a line an answer, drawn as high as its rung, with the bar and the reward."""
-    bar = dynamic_bar(categories, quorum)
-    rewards = speciarl_rewards(categories, quorum)
+    bar = dynamic_bar(categories, odds)
+    rewards = speciarl_rewards(categories, odds)
     width = max(map(len, answers), default=0)
     lines = [f"truth: {truth}    bar c* = {bar.label}", ""]
     for answer, category, reward in zip(answers, categories, rewards, strict=True):
@@ -161,7 +187,8 @@ def climb(category: Category | None, bar: Category) -> str:
 
 
 def main() -> None:
-    """The ladder, a group that reached the truth, and the same group without its best answers."""
+    """The ladder, a group that reached the truth, the same group without its best answers, and a group of
+    guesses judged by odds."""
     truth = "Cessna 172"
     worked = [("an aeroplane", Category.GENERIC),
               ("a Cessna", Category.LESS_SPECIFIC),
@@ -171,6 +198,10 @@ def main() -> None:
               ("a Cessna 172S Skyhawk SP", Category.MORE_SPECIFIC),
               ("a light aircraft", Category.GENERIC),
               ("(no answer tag)", None)]
+    guesses = [("a Cessna 172", Category.SPECIFIC),
+               ("a Cessna 152", Category.WRONG),
+               ("a Piper PA-28", Category.WRONG),
+               ("a Cessna", Category.LESS_SPECIFIC)]
     shyer = [(answer, category) for answer, category in worked
              if category is None or category < Category.SPECIFIC]
 
@@ -179,6 +210,8 @@ def main() -> None:
     print(show_group(truth, *zip(*worked)))
     print("\nA group whose best is 'a Cessna' is asked for no more:\n")
     print(show_group(truth, *zip(*shyer)))
+    print("\nWith odds 1 (off by default) one lucky guess beside two Wrong ones does not set the bar:\n")
+    print(show_group(truth, *zip(*guesses), odds=1.0))
 
 
 if __name__ == "__main__":

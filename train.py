@@ -36,12 +36,14 @@ from tqdm import tqdm
 
 import data
 from evaluate import before_and_after, evaluate
-from grpo import KL_CLAMP, aggregate, group_advantages, k3_kl, loss_denominator, masked_mean, policy_loss
+from grpo import (KL_CLAMP, aggregate, group_advantages, k3_kl, loss_denominator, masked_mean,
+                  overlong_penalty, policy_loss)
 from judge import JUDGE_ERROR, judge_groups
 from lora import adapters_off, add_lora, save_adapter
 from metrics import average, group_figures, merge
 from policy import Policy, Prompt, completion_logprobs
-from reward import SCHEMES, inject_noise, speciarl_rewards, static_rewards
+from reward import (SCHEMES, inject_noise, permute_verdicts, shuffle_rewards, speciarl_rewards,
+                    static_rewards)
 from rollout import Group, sample, seed_for, stack
 from support import report
 from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, RANK_OF_LORA, RATE, SECONDS, SEED,
@@ -58,6 +60,7 @@ from support.step_log import (StepLog, UpdateStatistics, cache_figures, gather_r
 from support.tables import comparison
 
 MAX_GRAD_NORM = 1.0  # official
+MOST_BATCHES = 10    # official: that dynamic sampling draws for a step
 
 # What --loss sets. An explicit --beta, --clip-low or --clip-high wins over it.
 LOSSES = {
@@ -104,10 +107,17 @@ class Config:
     beta: float | None = option(None, "KL coefficient; None: by --loss, .01 or 0", "official: .01", FROM_0)
     clip_low: float | None = option(None, "lower clip; None: by --loss, .2", "official: .2", FROM_0)
     clip_high: float | None = option(None, "upper clip; None: by --loss, .2 or .28", "official: .2", FROM_0)
+    overlong_buffer: int | None = option(None, "last tokens in which length costs reward; None: free",
+                                         "official dapo: a quarter", COUNT)
+    dynamic_sampling: bool = option(False, "draw images until a step's groups all have unequal rewards",
+                                    "official dapo: on")
+    corpo_floor: float | None = option(None, "reward below which no advantage is positive", "CoRPO", FINITE)
     reward: str = option("speciarl", "reward scheme", "paper", choices=("speciarl", *SCHEMES))
-    quorum: float = option(0.0, "share of answers that must reach the bar; 0: any one", "ours", SHARE)
+    odds: float = option(0.0, "answers the bar needs per Wrong one; 0: the best sets it", "paper: 0", FROM_0)
     malformed: float = option(-1.0, "reward of an answer that can't be read", "official", FINITE)
     noise: float = option(0.0, "probability that a verdict moves one rung (ablation)", "official: 0", SHARE)
+    control: str | None = option(None, "rewards or verdicts dealt at random, which must not teach",
+                                 choices=("shuffled", "permuted"))
     temperature: float = option(1.0, "sampling temperature", "official", TEMPERATURE)
     max_new_tokens: int = option(512, "longest completion, tokens", "official: 2048", TOKENS)
     max_pixels: int | None = option(512 * 28 * 28, "larger images are scaled down", "official: no such limit",
@@ -195,14 +205,14 @@ def train(job: Job) -> None:
               f"groups of step {step}")
 
         # 3. Reward: 1 for an answer at or above the image's own bar c*, the best rung that its group has
-        #    reached (reward.dynamic_bar); 0 below it; -1 for a malformed answer.
-        for group in groups:
-            group.categories = with_noise(group.categories, config, step, group.id)
-            group.rewards = group_rewards(group.categories, config)
+        #    reached (reward.dynamic_bar); 0 below it; -1 for a malformed answer. Groups of equal rewards are
+        #    replaced where --dynamic-sampling asks for it.
+        give_rewards(groups, config, step)
+        batch, groups = draw_until_full(job, step, batch, groups, failed, unreadable, log)
         rewards = torch.tensor([group.rewards for group in groups]).view(len(groups), config.n)     # (B, N)
 
         # 4. Advantages: each reward against the others of its group, the same for every token of the answer.
-        advantages = group_advantages(rewards, loss["scale"])                                       # (B, N)
+        advantages = group_advantages(rewards, loss["scale"], floor=config.corpo_floor)             # (B, N)
         for group, row in zip(groups, advantages.tolist()):
             group.advantages = row
 
@@ -309,6 +319,118 @@ def step_examples(examples: list, config: Config, step: int) -> list:
     return [examples[i] for i in order[start:start + config.images_per_step]]
 
 
+def give_rewards(groups: list[Group], config: Config, step: int) -> None:
+    """Each group's N rewards, after what the ablations and the controls do to its verdicts. Their random
+    numbers are seeded by step."""
+    for group in groups:
+        group.categories = with_noise(group.categories, config, step, group.id)
+
+    # Control: verdicts over all images that this process holds.
+    if config.control == "permuted":
+        rng = random.Random(seed_for(config.seed, "permuted", step))
+        permuted = permute_verdicts([group.categories for group in groups], rng)
+        for group, categories in zip(groups, permuted):
+            group.categories = categories
+
+    for group in groups:
+        group.rewards = group_rewards(group.categories, config)
+
+    # DAPO's price of length.
+    if config.overlong_buffer is not None:
+        for group in groups:
+            lengths = group.mask.sum(dim=1).tolist()
+            penalties = [overlong_penalty(length, config.max_new_tokens, config.overlong_buffer)
+                         for length in lengths]
+            group.rewards = [reward + penalty for reward, penalty in zip(group.rewards, penalties)]
+
+    # Control: rewards within each group.
+    if config.control == "shuffled":
+        for group in groups:
+            rng = random.Random(seed_for(config.seed, "shuffled", step, group.id))
+            group.rewards = shuffle_rewards(group.rewards, rng)
+
+
+class TooFewGroups(OSError):
+    """Dynamic sampling did not find a step's groups. An OSError: what ends the run in one line."""
+
+
+def draw_until_full(job: Job, step: int, batch: list, groups: list[Group], failed: list[Group],
+                    unreadable: list[str], log: StepLog) -> tuple[list, list[Group]]:
+    """DAPO's dynamic sampling, off by default: groups of equal rewards teach nothing and leave the step, and
+    further images are drawn until there are images_per_step groups again, in all processes together. What is
+    above that is trimmed.
+
+    batch, groups: of the step so far; failed, unreadable: take in what else is drawn. Returns the step's
+    images, those of its groups first, and the groups that this process holds. Raises TooFewGroups.
+    """
+    config = job.config
+    if not config.dynamic_sampling:
+        return batch, groups
+
+    drawn = list(batch)
+    kept = [group for group in groups if rewards_differ(group, config)]
+    while total(len(kept)) < config.images_per_step:
+        more = further_examples(job.examples, batch, config, step, log.batches)
+        if log.batches == MOST_BATCHES or not more:
+            raise TooFewGroups("--dynamic-sampling found too few groups of unequal rewards for step "
+                               f"{step} in {log.batches} batches: lower --images-per-step, or leave it out")
+        log.batches += 1
+        new_groups, new_failed, new_unreadable = rewarded_groups(job, step, more, log)
+        kept += [group for group in new_groups if rewards_differ(group, config)]
+        failed += new_failed
+        unreadable += new_unreadable
+        drawn += more
+
+    # The first ones in the order of drawing make the step, whichever process holds them.
+    kept_ids = set(gather([group.id for group in kept]))
+    chosen = [example for example in drawn if example.id in kept_ids][:config.images_per_step]
+    chosen_ids = {example.id for example in chosen}
+    others = [example for example in drawn if example.id not in chosen_ids]
+    return chosen + others, [group for group in kept if group.id in chosen_ids]
+
+
+def rewards_differ(group: Group, config: Config) -> bool:
+    """Whether the scheme's own rewards do, before any price of length."""
+    return len(set(group_rewards(group.categories, config))) > 1
+
+
+def further_examples(examples: list, batch: list, config: Config, step: int, number: int) -> list:
+    """The step's further batch 1, 2, ...: images that it has not drawn yet, in an order of their own; fewer
+    or none where they run out."""
+    drawn = {example.id for example in batch}
+    rng = np.random.default_rng(seed_for(config.seed, "further", step))
+    order = [i for i in rng.permutation(len(examples)) if examples[i].id not in drawn]
+    start = (number - 1) * config.images_per_step
+    return [examples[i] for i in order[start:start + config.images_per_step]]
+
+
+def rewarded_groups(job: Job, step: int, batch: list, log: StepLog) -> tuple[list, list, list[str]]:
+    """Stages 1 to 3 of `train` for a further batch: (groups with rewards, those that the judge failed on,
+    a line for each image that can't be read), of this process."""
+    config = job.config
+    with log.timer("rollout"):
+        examples, images, unreadable = data.read_images(share(batch))
+        require_readable(gather(unreadable), len(batch), config.max_unreadable, f"step {step}")
+        ids = [example.id for example in examples]
+        groups = sample(job.policy, images, ids, job.question, n=config.n, seed=config.seed,
+                        stream=f"train/{step}", temperature=config.temperature,
+                        max_new_tokens=config.max_new_tokens, max_rows=config.rows)
+
+    with log.timer("judge"):
+        verdicts = judge_groups(job.judge, [example.label for example in examples],
+                                [group.answers for group in groups])
+    for group, example, categories in zip(groups, examples, verdicts):
+        group.truth = example.label
+        group.categories = categories
+
+    failed = [group for group in groups if JUDGE_ERROR in group.categories]
+    groups = [group for group in groups if JUDGE_ERROR not in group.categories]
+    trust(job.judge, total(len(failed)), total(len(failed) + len(groups)), config.max_judge_errors,
+          f"groups of step {step}")
+    give_rewards(groups, config, step)
+    return groups, failed, unreadable
+
+
 def with_noise(categories: list, config: Config, step: int, image_id: str) -> list:
     """The judge-noise ablation, off by default. Its random numbers are seeded by step and image."""
     if config.noise == 0:
@@ -320,7 +442,7 @@ def with_noise(categories: list, config: Config, step: int, image_id: str) -> li
 def group_rewards(categories: list, config: Config) -> list[float]:
     """One group's N rewards, by the scheme of the run: the paper's, or one of its static baselines."""
     if config.reward == "speciarl":
-        return speciarl_rewards(categories, config.quorum, config.malformed)
+        return speciarl_rewards(categories, config.odds, config.malformed)
     return static_rewards(categories, config.reward, config.malformed)
 
 
@@ -463,7 +585,9 @@ def finish_step(job: Job, step: int, batch: list, groups: list[Group], unreadabl
     if whole and config.method == "rl":
         line |= group_figures([record["categories"] for record in whole],
                               [record["rewards"] for record in whole],
-                              [record["advantages"] for record in whole], config.quorum)
+                              [record["advantages"] for record in whole], config.odds)
+    if config.dynamic_sampling:
+        line["batches"] = log.batches
     line |= figures
     line |= cache_figures(job.judge)
     line |= sampling_figures(records)
@@ -584,6 +708,12 @@ def make_config(given: dict) -> Config:
     for name in ("beta", "clip_low", "clip_high"):
         if getattr(config, name) is None:
             setattr(config, name, LOSSES[config.loss][name])
+    if config.overlong_buffer is not None and config.overlong_buffer >= config.max_new_tokens:
+        raise ValueError(f"--overlong-buffer must be below --max-new-tokens {config.max_new_tokens}, got "
+                         f"{config.overlong_buffer}")
+    if "odds" in given and config.reward != "speciarl":
+        raise ValueError(f"--odds moves the bar, and --reward {config.reward} has none: leave one of them "
+                         "out")
     if config.out is None:
         config.out = f"runs/{run_name(config)}"
     check(config)
@@ -604,8 +734,16 @@ def run_name(config: Config) -> str:
         parts.append(config.prompt)
     if config.loss != "grpo":
         parts.append(config.loss)
-    if config.quorum > 0:
-        parts.append(f"quorum{config.quorum:g}")
+    if config.overlong_buffer is not None:
+        parts.append(f"overlong{config.overlong_buffer}")
+    if config.dynamic_sampling:
+        parts.append("dynamic")
+    if config.corpo_floor is not None:
+        parts.append(f"corpo{config.corpo_floor:g}")
+    if config.odds > 0:
+        parts.append(f"odds{config.odds:g}")
+    if config.control is not None:
+        parts.append(config.control)
     parts.append(f"seed{config.seed}")
     return "-".join(parts)
 

@@ -6,9 +6,11 @@
 
 Each run is one training on birds, in a process of its own, measured in domain (birds) and out of it (flowers,
 vehicles, fish), greedy and with one sample at temperature 1. A finished run is kept in --out and not run
-again: a stopped table goes on. The main table takes seeds 0..4, each with its own base policy; the ablations
-the first three of them. Over N a step always has 128 answers. The controls must not raise HM: `shuffled`
-deals each group's rewards out at random, `permuted` the step's verdicts over all its images.
+again: a stopped table goes on. The main table and the one over N take seeds 0..4, each with its own base
+policy; the others the first three of them. Over N a step always has 128 answers. The controls must not raise
+HM (train.py --control). The part `odds` also draws its curve, into odds.svg in --out.
+
+bar@8 is the paper's rule on groups of 8 of the N answers (bar_at_k.py): up to N = 8 the paper's rule itself.
 
 "±" is the standard error over seeds; [ ] a 95 % bootstrap interval over images, paired by image, the seeds as
 they are. A toy world's figures: they stand for none of the paper's.
@@ -30,11 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
+from benchmarks.bar_at_k import bar_at_k
+from benchmarks.odds_figure import curve_svg
 from metrics import average, difference, summarize
 from reward import Category
 
 # Every method by name, with the options that make it, in parts. Without options: SpeciaRL in the toy preset.
-QUORUM = ["--quorum", "0.25"]
+ODDS_1 = ["--odds", "1"]
 MAIN = {
     "base": [],
     "specific": [],
@@ -42,16 +46,17 @@ MAIN = {
     "sft": [],
     "exact": ["--reward", "exact"],
     "graded": ["--reward", "graded"],
+    "truthful": ["--reward", "truthful"],
     "speciarl": [],
-    "speciarl, quorum 1/4": QUORUM,
+    "speciarl, odds 1": ODDS_1,
 }
-CONTROLS = {"shuffled": [], "permuted": []}
-NOISE = {
-    "noise 5 %": ["--noise", "0.05"],
-    "noise 10 %": ["--noise", "0.1"],
-    "noise 25 %": ["--noise", "0.25"],
-}
+CONTROLS = {"shuffled": ["--control", "shuffled"], "permuted": ["--control", "permuted"]}
+STATIC = {"graded_abstain": ["--reward", "graded_abstain"], "close": ["--reward", "close"]}
 LOSSES = {"dr_grpo": ["--loss", "dr_grpo"], "dapo": ["--loss", "dapo"]}
+ODDS = {"1/4": 0.25, "1/2": 0.5, "2": 2.0, "4": 4.0}  # 1 is in the part over N
+NOISE = (5, 10, 25, 40)        # per cent
+IMAGES = (128, 256, 512)       # training images; 1,000 are in the main part
+FINE_SHARES = (0.08, 0.45)     # of the base policy's later captions; .18 is in the main part
 
 
 def of_n(n: int) -> list[str]:
@@ -61,75 +66,157 @@ def of_n(n: int) -> list[str]:
 
 
 def over_n() -> dict[str, list[str]]:
-    """The paper's bar at each N, then the quorum's; N = 8 is in the main part."""
+    """The paper's bar at each N, then odds 1, then bar@8 where it differs; N = 8 is in the main part."""
     methods = {}
-    for n in (2, 4, 16, 32):
+    for n in (2, 4, 16, 32, 64):
         methods[f"N = {n}"] = of_n(n)
-    for n in (2, 4, 16, 32):
-        methods[f"N = {n}, quorum 1/4"] = of_n(n) + QUORUM
+        methods[f"N = {n}, odds 1"] = of_n(n) + ODDS_1
+    for n in (16, 32, 64):
+        methods[f"N = {n}, bar@8"] = of_n(n)
     return methods
 
 
-OVER_N = over_n()
-PARTS = {"main": MAIN, "controls": CONTROLS, "n": OVER_N, "noise": NOISE, "losses": LOSSES}
-METHODS = MAIN | CONTROLS | OVER_N | NOISE | LOSSES
+def over_odds() -> dict[str, list[str]]:
+    return {f"N = 16, odds {name}": of_n(16) + ["--odds", str(odds)] for name, odds in ODDS.items()}
+
+
+def over_noise() -> dict[str, list[str]]:
+    """Both bars under each noise."""
+    methods = {}
+    for percent in NOISE:
+        noise = ["--noise", str(percent / 100)]
+        methods[f"noise {percent} %"] = noise
+        methods[f"noise {percent} %, odds 1"] = noise + ODDS_1
+    return methods
+
+
+def over_domains() -> dict[str, list[str]]:
+    """Trained on each other domain, and on all of them with as many images in all."""
+    domains = ("flower", "vehicle", "fish")
+    methods = {f"trained on {domain}": ["--data", f"toy-{domain}"] for domain in domains}
+    mixed = ",".join(f"toy-{domain}" for domain in (TRAINED_ON, *domains))
+    return methods | {"trained on all four": ["--data", mixed, "--limit", "250"]}
+
+
+def over_starts() -> dict[str, list[str]]:
+    """Base policies that are shyer and bolder, untrained and trained by both bars."""
+    methods = {}
+    for share in FINE_SHARES:
+        methods[f"start {share}, base"] = []
+        methods[f"start {share}, speciarl"] = []
+        methods[f"start {share}, odds 1"] = ODDS_1
+    return methods
+
+
+TRAINED_ON = "bird"  # in domain; the others are out of it
+
+PARTS = {
+    "main": MAIN,
+    "controls": CONTROLS,
+    "n": over_n(),
+    "odds": over_odds(),
+    "static": STATIC,
+    "noise": over_noise(),
+    "judge": {"worse judge": [], "worse judge, odds 1": ODDS_1},
+    "losses": LOSSES,
+    "data": {f"{images} images": ["--limit", str(images)] for images in IMAGES},
+    "domains": over_domains(),
+    "start": over_starts(),
+}
+METHODS = {method: options for part in PARTS.values() for method, options in part.items()}
 
 # The base policy itself, asked in other ways: nothing to train.
-UNTRAINED = ("base", "specific", "best of 64")
+UNTRAINED = ("base", "specific", "best of 64", *[f"start {share}, base" for share in FINE_SHARES])
 
-# The methods of the main part that stand in an ablation's table too, under the name they have there.
+# The methods of other parts that stand in a part's table too, under the name they have there.
+BOTH_BARS = {"speciarl": "speciarl", "speciarl, odds 1": "speciarl, odds 1"}
 BESIDE = {
+    "main": {},
     "controls": {"base": "base", "speciarl": "speciarl"},
-    "n": {"speciarl": "N = 8", "speciarl, quorum 1/4": "N = 8, quorum 1/4"},
-    "noise": {"speciarl": "noise 0 %"},
+    "n": {"speciarl": "N = 8", "speciarl, odds 1": "N = 8, odds 1"},
+    "odds": {"N = 16": "N = 16, the paper's bar", "N = 16, odds 1": "N = 16, odds 1", "base": "base",
+             "specific": "specific", "sft": "sft", "exact": "exact", "graded": "graded",
+             "truthful": "truthful", "graded_abstain": "graded_abstain", "close": "close"},
+    "static": {"exact": "exact", "graded": "graded", "truthful": "truthful"} | BOTH_BARS,
+    "noise": {"speciarl": "noise 0 %", "speciarl, odds 1": "noise 0 %, odds 1"},
+    "judge": BOTH_BARS,
     "losses": {"speciarl": "grpo"},
+    "data": {"speciarl": "1000 images"},
+    "domains": {"base": "base", "speciarl": "trained on bird"},
+    "start": {"base": "start 0.18, base", "speciarl": "start 0.18, speciarl",
+              "speciarl, odds 1": "start 0.18, odds 1"},
 }
 TITLES = {
     "controls": "Controls",
     "n": "Answers an image, 128 a step",
+    "odds": "Odds",
+    "static": "Static rewards",
     "noise": "Noise in the judge",
+    "judge": "A worse judge",
     "losses": "Losses",
+    "data": "Training images",
+    "domains": "Domains to train on",
+    "start": "Where training starts",
 }
-ABLATION_SEEDS = 3  # the first ones of --seeds
+ALL_SEEDS = ("main", "n")  # the parts that take all of --seeds; the others take the first three
+ABLATION_SEEDS = 3
+
+# The worse judge: how often a true rung (a row, Wrong first) is told as each of the six (a column).
+CONFUSION = (
+    (0.8, 0.2, 0.0, 0.0, 0.0, 0.0),
+    (0.1, 0.8, 0.1, 0.0, 0.0, 0.0),
+    (0.0, 0.1, 0.8, 0.1, 0.0, 0.0),
+    (0.0, 0.0, 0.1, 0.8, 0.1, 0.0),
+    (0.0, 0.0, 0.0, 0.1, 0.8, 0.1),
+    (0.0, 0.0, 0.0, 0.0, 0.2, 0.8),
+)
 
 # How answers are drawn, and at which temperature.
 HOWS = {"greedy": 0.0, "temperature 1": 1.0}
-
-TRAINED_ON = "bird"  # in domain; the others are out of it
 
 # ------------------------------------------------------------------------------------------------------------
 # One run
 
 
-def deal_rewards(train) -> None:
-    """Control: rewards shuffled within each group."""
-    group_rewards = train.group_rewards
-    rng = random.Random(0)
+def use_bar_at_8(train) -> None:
+    """The rewards of bar@8 instead of the paper's."""
 
-    def dealt(*args):
-        rewards = group_rewards(*args)
-        return rng.sample(rewards, len(rewards))
+    def rewards(categories: list, config) -> list[float]:
+        return bar_at_k(categories, 8, config.malformed)
 
-    train.group_rewards = dealt
+    train.group_rewards = rewards
 
 
-def deal_verdicts(train) -> None:
-    """Control: the step's verdicts shuffled over all its images; malformed answers stay what they are."""
+def use_worse_judge(train, seed: int) -> None:
+    """A judge in training that tells each rung as CONFUSION says; the measurement keeps the right one."""
     judge_groups = train.judge_groups
-    rng = random.Random(0)
+    rng = random.Random(seed)
 
-    def dealt(*args):
-        groups = judge_groups(*args)
-        verdicts = []
-        for group in groups:
-            verdicts += [category for category in group if category is not None]
-        rng.shuffle(verdicts)
-        redealt = []
-        for group in groups:
-            redealt.append([None if category is None else verdicts.pop() for category in group])
-        return redealt
+    def redrawn(*args) -> list[list]:
+        groups = []
+        for group in judge_groups(*args):
+            groups.append([redraw(category, rng) for category in group])
+        return groups
 
-    train.judge_groups = dealt
+    train.judge_groups = redrawn
+
+
+def redraw(category, rng):
+    """One verdict as the worse judge tells it; what is no verdict stays."""
+    if not isinstance(category, Category):
+        return category
+    return rng.choices(list(Category), weights=CONFUSION[category])[0]
+
+
+def start_from(share: float, out: Path) -> None:
+    """A base policy whose later captions have this share of fine names, the rest scaled. It has a cache of
+    its own, since the usual one knows nothing of the share."""
+    from toy import base_policy, captions
+
+    *coarse, fine = captions.SHY["base"]
+    scale = (1 - share) / (1 - fine)
+    captions.SHY["base"] = (*[old * scale for old in coarse], share)
+    base_policy.base_policy = partial(base_policy.base_policy, cache=out / f"base-{share}")
 
 
 def measure_nothing(train) -> None:
@@ -159,10 +246,10 @@ def train_method(method: str, seed: int, folder: Path, options: list[str]) -> No
     if method == "sft":
         from baselines import sft  # it ends its runs by train's own function
         command = sft.main
-    elif method == "shuffled":
-        deal_rewards(train)
-    elif method == "permuted":
-        deal_verdicts(train)
+    elif method.endswith("bar@8"):
+        use_bar_at_8(train)
+    elif method.startswith("worse judge"):
+        use_worse_judge(train, seed)
     command(["--data", f"toy-{TRAINED_ON}", "--seed", str(seed), "--out", str(folder), "--eval-every", "0",
              *METHODS[method], *options])
 
@@ -211,6 +298,9 @@ def run_one(method: str, seed: int, split: str, out: Path, options: list[str]) -
     from toy import world
 
     file = file_of(out, method, seed, split)
+    if method.startswith("start "):
+        share = method.split()[1].strip(",")
+        start_from(float(share), out)
     adapter = None
     if method not in UNTRAINED:
         folder = file.with_suffix(".run")
@@ -375,10 +465,54 @@ def read_runs(out: Path, split: str, methods, seeds: list[int]) -> dict[str, lis
     return runs
 
 
-def by_n(method: str) -> tuple[bool, int]:
-    """The place of "N = 16, quorum 1/4" in its table: the quorum's rows last, each by N."""
-    n = method.split()[2].strip(",")
-    return "quorum" in method, int(n)
+def by_n(method: str) -> tuple[str, int]:
+    """The place of "N = 16, odds 1" in its table: the paper's bar, bar@8, odds 1, each by N."""
+    n, _, bar = method.partition(", ")
+    return bar, int(n.split()[2])
+
+
+def domains_table(runs: dict[str, list[dict]]) -> str:
+    """HM on each domain, means over seeds, a row for what was trained on."""
+    lines = []
+    for how in HOWS:
+        domains = list(next(iter(runs.values()))[0][how])
+        lines.append(f"| {how}, HM on | " + " | ".join(domains) + " |")
+        lines.append("|---" * (1 + len(domains)) + "|")
+        for method, results in runs.items():
+            cells = [hm_on(domain, results, how) for domain in domains]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def hm_on(domain: str, results: list[dict], how: str) -> str:
+    """HM on one domain with its error over seeds."""
+    values = []
+    for result in results:
+        verdicts = [None if c is None else Category(c) for c in result[how][domain]["categories"]]
+        values.append(summarize(verdicts).harmonic_mean)
+    return f"{fmean(values):.3f}{error(values)}"
+
+
+def confusion_table() -> str:
+    """The worse judge's matrix: true rungs in rows, told ones in columns."""
+    labels = [category.label for category in Category]
+    lines = ["| is, told as | " + " | ".join(labels) + " |", "|---" * 7 + "|"]
+    for label, shares in zip(labels, CONFUSION):
+        lines.append(f"| {label} | " + " | ".join(f"{share:.1f}" for share in shares) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw_odds(runs: dict[str, list[dict]], file: Path) -> None:
+    """The curve of correctness against specificity at temperature 1, out of domain; the rest as points."""
+    points = {}
+    for method, results in runs.items():
+        seeds = [figures(result, "temperature 1", inside=False) for result in results]
+        specificity = fmean(seed["specificity"] for seed in seeds)
+        correctness = fmean(seed["correctness"] for seed in seeds)
+        points[method] = (specificity, correctness)
+    curve = ["N = 16, the paper's bar", *[f"N = 16, odds {name}" for name in ("1/4", "1/2", "1", "2", "4")]]
+    file.write_text(curve_svg(points, curve), encoding="utf-8")
 
 
 def print_main(out: Path, split: str, seeds: list[int]) -> None:
@@ -391,7 +525,7 @@ def print_main(out: Path, split: str, seeds: list[int]) -> None:
 
 
 def print_ablation(part: str, out: Path, split: str, seeds: list[int]) -> None:
-    """The table of one part, with the methods of the main part that belong in it."""
+    """The table of one part, with the methods of other parts that belong in it."""
     beside = BESIDE[part]
     runs = {}
     for method, results in read_runs(out, split, beside, seeds).items():
@@ -399,29 +533,30 @@ def print_ablation(part: str, out: Path, split: str, seeds: list[int]) -> None:
     runs |= read_runs(out, split, PARTS[part], seeds)
     if part == "n":
         runs = {method: runs[method] for method in sorted(runs, key=by_n)}
+
     print(f"\n### {TITLES[part]}, seeds {seeds}\n")
-    print(table(runs))
+    if part == "judge":
+        print(confusion_table())
+    print(domains_table(runs) if part == "domains" else table(runs))
+    if part == "odds":
+        draw_odds(runs, out / "odds.svg")
 
 
 # ------------------------------------------------------------------------------------------------------------
 # All runs
 
 
+def seeds_of(part: str, seeds: list[int]) -> list[int]:
+    return seeds if part in ALL_SEEDS else seeds[:ABLATION_SEEDS]
+
+
 def wanted_runs(parts: list[str], seeds: list[int]) -> list[tuple[str, int]]:
     """The runs (method, seed) that the parts' tables need, each once."""
-    first_seeds = seeds[:ABLATION_SEEDS]
     # "base" first: it makes the seed's policy, which two runs at a time would both make
     runs = [("base", seed) for seed in seeds]
     for part in parts:
-        own_seeds = seeds if part == "main" else first_seeds
-        for method in PARTS[part]:
-            runs += [(method, seed) for seed in own_seeds]
-
-    # what the ablations' tables show beside their own
-    if set(parts) != {"main"}:
-        for seed in first_seeds:
-            runs.append(("speciarl", seed))
-            runs.append(("speciarl, quorum 1/4", seed))
+        for method in [*PARTS[part], *BESIDE[part]]:
+            runs += [(method, seed) for seed in seeds_of(part, seeds)]
     return list(dict.fromkeys(runs))
 
 
@@ -448,7 +583,8 @@ def keep_options(out: Path, split: str, options: str) -> None:
 def parse_arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", default="runs/table", help="folder of the runs (default: runs/table)")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="ablations: the first three")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4],
+                   help="parts other than main and n: the first three")
     p.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
     p.add_argument("--split", default="test", choices=("val", "test"), help="images measured (default: test)")
     p.add_argument("--options", default="", help="further options of train.py, in one string")
@@ -491,7 +627,7 @@ def main() -> None:
         print_main(out, args.split, args.seeds)
     for part in TITLES:
         if part in args.parts:
-            print_ablation(part, out, args.split, args.seeds[:ABLATION_SEEDS])
+            print_ablation(part, out, args.split, seeds_of(part, args.seeds))
 
 
 if __name__ == "__main__":

@@ -33,8 +33,9 @@ filled up to the rung, the dashed line is bar c*. Equal answers share a row, a c
 left their step come last."""
 
 # The settings that decide, from config.json.
-SETTINGS = ("data", "model", "judge", "method", "reward", "quorum", "loss", "prompt", "n", "images_per_step",
-            "temperature", "noise", "lr", "seed")
+SETTINGS = ("data", "model", "judge", "method", "reward", "odds", "loss", "overlong_buffer",
+            "dynamic_sampling", "corpo_floor", "prompt", "n", "images_per_step", "temperature", "noise",
+            "control", "lr", "seed")
 
 RUNG = {category.label: int(category) for category in Category}
 MOST_CARDS = 8  # with answers, and as many of images that left their step

@@ -214,7 +214,7 @@ def stops_in_one_line(job, program: str, command: str):
         sys.exit(f"{program}: {error}; {kept(run)}. {go_on}")
     except torch.cuda.OutOfMemoryError:
         sys.exit(f"{program}: out of GPU memory; {kept(run)}. {go_on} and a lower --micro-batch or --rows, "
-                 "or --checkpointing; or start another run with a lower --max-pixels, --max-new-tokens or "
+                 "with --checkpointing; or start another run with a lower --max-pixels, --max-new-tokens or "
                  "--n")
 
 

@@ -21,6 +21,7 @@ class StepLog:
 
     def __init__(self):
         self.start = time.perf_counter()
+        self.batches = 1  # more with dynamic sampling
         self.seconds = {"rollout": 0.0, "judge": 0.0, "update": 0.0}
 
     @contextmanager
@@ -28,7 +29,7 @@ class StepLog:
         """Takes the time of what stands below it."""
         start = time.perf_counter()
         yield
-        self.seconds[part] = time.perf_counter() - start
+        self.seconds[part] += time.perf_counter() - start
         self.end = time.perf_counter()
 
     def times(self, tokens: int) -> dict[str, float]:
@@ -118,7 +119,7 @@ def sample_line(step: int, record: dict, config) -> dict:
     if record["rewards"] is not None:
         line["rewards"] = record["rewards"]
         if config.reward == "speciarl":
-            line["bar"] = dynamic_bar(record["categories"], config.quorum).label
+            line["bar"] = dynamic_bar(record["categories"], config.odds).label
     return line
 
 

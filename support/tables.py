@@ -4,13 +4,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
-from metrics import FIGURES
+from metrics import FIGURES, PICKS
 
 LEGEND = """\
 [ ]: 95 % bootstrap intervals over images. malf.: no answer to judge, counts as wrong. errors (answers without
 a verdict) and unreadable images are left out. included: the answer holds the truth's name. thought: the
 reasoning names the truth, the answer does not. similar: cosine of the embedded answer and truth. best of k:
-of the first k answers an oracle takes the best."""
+an oracle takes the best of k answers, the mean over all subsets of k; images with fewer verdicts are left
+out. majority: the answer that was given most often. choice: the one that the model
+then chose itself."""
 
 # How a score of `metrics.measured` is headed.
 SCORES = {"text_inclusion": "included", "thought_not_said": "thought", "semantic_similarity": "similar"}
@@ -33,7 +35,8 @@ def table(systems: dict[str, dict[str, dict]]) -> str:
 
 
 def figures_block(systems: dict) -> str:
-    """Below a system's own figures its difference to the first system, and its best of all N answers."""
+    """Below a system's own figures its difference to the first system, its best of all N answers
+    and what it picks itself."""
     head = "".join(f" {heading(name):<25}" for name in FIGURES) + "images"
     lines = []
     for dataset, title, row in rows_in_order(systems):
@@ -43,6 +46,9 @@ def figures_block(systems: dict) -> str:
         if "best_of" in row:
             k, best = list(row["best_of"].items())[-1]
             lines.append(("", f"  best of {k}", figures_cells(best)))
+        for pick in PICKS:
+            if pick in row:
+                lines.append(("", f"  {pick}", figures_cells(row[pick])))
     return block(systems, head, lines)
 
 
@@ -82,7 +88,7 @@ def answers_cells(summary: dict) -> str:
 
 
 def best_of_block(systems: dict, ks: Iterable[str]) -> str:
-    """HM of the best of the first k answers, a column for each k."""
+    """HM of the best of k answers, a column for each k."""
     head = "HM, best of" + "".join(f"{k:>7}" for k in ks)
     lines = []
     for dataset, title, row in rows_in_order(systems):

@@ -98,7 +98,7 @@ def test_command_line_table_and_json(checkpoint, cub, tree, tmp_path, capsys):
     lora.add_lora(policy.model, 2, 32)
     lora.save_adapter(policy.model, tmp_path / "adapter", str(checkpoint))
     ev.main(["--data", "cub", "--root", str(cub), "--adapter", "none", str(tmp_path / "adapter"),
-             "--judge", tree, "--n", "4", "--max-new-tokens", "24", "--max-pixels", "3136",
+             "--judge", tree, "--n", "4", "--choose", "--max-new-tokens", "24", "--max-pixels", "3136",
              "--out", str(tmp_path / "out.json")])
     printed = capsys.readouterr().out
     # the model is the adapter's base
@@ -172,16 +172,42 @@ def results(tmp_path):
     return json.loads((tmp_path / "out.json").read_text())["results"]
 
 
-def test_best_of_the_first_k(monkeypatch, tmp_path):
-    """Of ten images' answers W G None S S- ...: best of 1 is W, of 2 G, of 4 and more S; k is every power of
-    two up to n, and n."""
+def test_best_of_k_and_the_majority(monkeypatch, tmp_path):
+    """Of ten images' answers W G None S S- A, the mean over all subsets of k, every power of two up to n, and
+    n. Of two, 15 subsets have W once, A twice, G 3, S- 4 and S 5 times as the best. No text comes twice: the
+    majority is the first."""
     def change(e, adapter, answers):
         return ["car", "bird", None, e.label, e.label.split()[-1], "none"]
     run(monkeypatch, "--data", "toy-bird", "--n", "6", "--out", tmp_path / "out.json", change=change)
     best = results(tmp_path)["none"]["toy-bird"]["best_of"]
-    assert {k: b["summary"]["correctness"] for k, b in best.items()} == {"1": 0, "2": 1, "4": 1, "6": 1}
-    assert {k: b["summary"]["specificity"] for k, b in best.items()} == {"1": 0, "2": .5, "4": 1, "6": 1}
+    assert [b["summary"]["correctness"] for b in best.values()] == pytest.approx([4 / 6, 14 / 15, 1, 1])
+    assert [b["summary"]["specificity"] for b in best.values()] == pytest.approx([5 / 8, 40 / 56, .9, 1])
+    assert results(tmp_path)["none"]["toy-bird"]["majority"]["summary"]["correctness"] == 0
     assert results(tmp_path)["none"]["toy-bird"]["summary"]["n"] == 60
+
+
+@pytest.mark.parametrize("answers, said, place", [
+    (["a duck", None, "Mallard", "a duck"], "mallard", 2), (["duck", "mallard"], "teal", None),
+    (["duck", "mallard"], None, None), (["duck", "Duck"], "never asked", 0), ([None], "never asked", None)])
+def test_the_models_own_choice(monkeypatch, answers, said, place):
+    asked = []
+
+    def sample(policy, images, ids, question, **options):
+        asked.append(question)
+        return [SimpleNamespace(answers=[said])]
+
+    monkeypatch.setattr(ev, "sample", sample)
+    group = SimpleNamespace(id="x", answers=answers)
+    assert ev.own_choice(None, "image", group, "What is it?", 16, 0) == place
+    assert len(asked) == (said != "never asked")
+    assert all("What is it?" in question and f"- {answers[0]}\n" in question for question in asked)
+
+
+def test_a_choice_needs_words_and_several_answers():
+    with pytest.raises(SystemExit, match="--choose needs words"):
+        ev.main(["--data", "toy-bird", "--n", "2", "--choose"])
+    with pytest.raises(SystemExit, match="--choose chooses among several"):
+        ev.main(["--data", "cub", "--choose"])
 
 
 @pytest.mark.parametrize("rows", [1, 12, 256])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from grpo import (AGGREGATIONS, aggregate, chunked_logprobs, group_advantages, k3_kl, loss_denominator,
-                  masked_mean, policy_loss, token_logprobs)
+                  masked_mean, overlong_penalty, policy_loss, token_logprobs)
 
 INF, NAN = float("inf"), float("nan")
 
@@ -406,3 +406,18 @@ def test_no_function_changes_its_inputs():
     loss, _ = policy_loss(new, old, advantages, mask)
     k3_kl(new, old), masked_mean(new, mask), [aggregate(loss, mask, m) for m in AGGREGATIONS]
     assert all(torch.equal(a, b) for a, b in zip(tensors, kept))
+
+
+def test_corpo_floor_by_hand():
+    """Three Wrong answers beside a malformed one: mean -1/4, floor 1/2. Without it they are rewarded."""
+    rewards = torch.tensor([[-1.0, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
+    assert (group_advantages(rewards)[0, 1:] > 0).all()
+    floored = group_advantages(rewards, "none", floor=0.5)
+    assert floored.tolist() == [[-1.5, -0.5, -0.5, -0.5], [0.25, 0.25, 0.25, -0.75], [0, 0, 0, 0]]
+    scaled = group_advantages(rewards, floor=0.5)                    # std 1/2
+    assert torch.allclose(scaled[0], torch.tensor([-3.0, -1, -1, -1]), atol=1e-4)
+
+
+@pytest.mark.parametrize("length, penalty", [(1, 0), (1536, 0), (1537, -1 / 512), (1792, -0.5), (2048, -1)])
+def test_overlong_penalty_of_the_release(length, penalty):
+    assert overlong_penalty(length, 2048, 512) == pytest.approx(penalty)

@@ -1,12 +1,14 @@
 import json
 import math
 import random
+from itertools import combinations
 
 import numpy as np
 import pytest
 
-from metrics import (FIGURES, Tally, average, best_of_n, bootstrap, difference, group_figures, harmonic_mean,
-                     intervals, means_over, measured, merge, similarity, summarize, text_inclusion)
+from metrics import (FIGURES, Tally, average, best_of_k, best_of_n, bootstrap, difference, group_figures,
+                     harmonic_mean, intervals, majority, means_over, measured, merge, similarity, summarize,
+                     text_inclusion)
 from reward import Category
 
 W, A, G, L, S, M = Category
@@ -35,7 +37,8 @@ def test_group_figures_by_hand():
     assert figures == pytest.approx(want | zero)
     one = [[S, S, W, W]], [[1, 1, 0, 0]], [[1, 1, -1, -1]]
     assert group_figures(*one)["wrong_positive"] == 0
-    assert group_figures(*one, quorum=1)["bar/abstain"] == 1
+    assert group_figures(*one, odds=1)["bar/specific"] == 1
+    assert group_figures(*one, odds=2)["bar/abstain"] == 1
 
 
 def test_malformed_counts_as_wrong_and_errors_stay_outside():
@@ -219,8 +222,39 @@ def test_similarity_by_hand():
     assert found == [.6, 0, 1, .6]
 
 
+def test_best_of_k_is_the_mean_over_all_subsets():
+    rng = random.Random(0)
+    for _ in range(200):
+        group = [rng.choice([*Category, None]) for _ in range(rng.randint(1, 7))]
+        for k in range(1, len(group) + 1):
+            picked = [max(subset, key=lambda c: -1 if c is None else c) for subset in combinations(group, k)]
+            want = {c: picked.count(c) / len(picked) for c in (None, *Category)}
+            assert best_of_k(group, k) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("texts, place", [
+    (["a", "b", "b"], 1), (["a", "b", "b", "a"], 0), ([None, None, "b", "a"], 2), ([None, None], None),
+    ([], None), ([None, "b", "a", None, "a"], 2)])
+def test_majority(texts, place):
+    assert majority(texts) == place
+
+
+def test_the_majority_has_a_row():
+    """Specific; malformed throughout; no verdict: left out. No majority in the records: no row."""
+    tally = Tally()
+    tally.add({"categories": ["wrong", "specific"], "majority": 1})
+    tally.add({"categories": ["malformed", "malformed"], "majority": None})
+    tally.add({"categories": ["judge error", "wrong"], "majority": 0})
+    tally.add({"unreadable": "cannot read it"})
+    row = measured([tally], n=2)["majority"]
+    assert row["images"] == 2 and row["summary"]["correctness"] == .5 and row["summary"]["specificity"] == 1
+    tally = Tally()
+    tally.add({"categories": ["wrong", "specific"]})
+    assert "majority" not in measured([tally], n=2)
+
+
 def test_a_tally_holds_verdicts_in_their_places():
-    """The first k answers are the first k given: an error among them is left out, not replaced."""
+    """An error is left out; an image with fewer than k verdicts is left out of the best of k, and counted."""
     tally = Tally()
     tally.add({"categories": ["judge error", "generic", "malformed", "specific"],
                "scores": {"x": [1, 0, 0, 1]}})
@@ -232,7 +266,10 @@ def test_a_tally_holds_verdicts_in_their_places():
     row = measured([tally], n=4)
     best = {k: (b["images"], b["summary"]["correctness"], b["summary"]["specificity"])
             for k, b in row["best_of"].items()}
-    assert best == {"1": (1, 0, 0), "2": (2, .5, .5), "4": (2, 1, .625)}
+    # of one: good 2/3 + 1/3, levels 2 + 1/3; of two (three subsets each): good 1 + 2/3, levels 10/3 + 2/3
+    assert best == {"1": (2, pytest.approx(.5), pytest.approx(7 / 12)),
+                    "2": (2, pytest.approx(5 / 6), pytest.approx(.6)), "4": (0, 0, 0)}
+    assert [b["left_out"] for b in row["best_of"].values()] == [0, 0, 2]
     assert row["images"] == 2 and row["unreadable"] == ["cannot read the image c"]
     assert list(measured([tally], n=10)["best_of"]) == ["1", "2", "4", "8", "10"]
     assert "best_of" not in measured([tally])

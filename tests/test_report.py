@@ -186,8 +186,8 @@ def test_the_settings_that_decide_are_named(run):
         (run / "config.json").write_text(json.dumps(config | settings))
         return Page(report.write(run)).text.split("Before and after")[0]
 
-    assert "quorum" not in facts(method="rl", reward="exact", quorum=0.0) and "reward exact" in facts()
-    assert "quorum 0.25" in facts(quorum=.25) and "method" not in facts()
+    assert "odds" not in facts(method="rl", reward="exact", odds=0.0) and "reward exact" in facts()
+    assert "odds 0.25" in facts(odds=.25) and "method" not in facts()
     assert "method sft" in facts(method="sft") and "reward" not in facts()
 
 

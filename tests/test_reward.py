@@ -1,3 +1,4 @@
+import itertools
 import math
 import random
 import shutil
@@ -71,54 +72,66 @@ def test_a_judge_error_is_refused():
             rewards([S, "judge error"])
 
 
-@pytest.mark.parametrize("letters, quorum, bar", [
-    ("SGGGG", 0.4, G),                         # two of five: the lucky S alone does not set the bar
-    ("SSGGG", 0.4, S),
-    ("SGGGG", 1e-9, G),                        # never fewer than two
-    ("SLGGG", 0.4, L),                         # an S also reaches L
-    ("MSWWW", 0.4, S),
-    ("SLGAW", 1.0, A),                         # everyone reaches Wrong; Wrong is raised to Abstain
-    ("SLGAA", 1.0, A),
-    ("SLGGG", 1.0, G),
-    ("SWWWW", 0.4, A),                         # two reach Wrong only: S earns, and nothing else does
-    ("S", 1.0, S), ("S", 0.1, S), ("W", 0.5, A),  # one well-formed answer: the paper's rule
-    ("Sxxx", 0.5, S), ("SGxx", 0.5, G),        # a malformed answer has no vote and is not counted
-    ("xx", 0.5, A), ("", 0.5, A),
-    ("SSSGGGGGGG", 0.3, S),                    # three of ten
-    ("SSSGGGGGGG", 0.31, G),
-    ("S" * 7 + "G" * 93, 0.07, S),             # .07 * 100 = 7.000000000000001 and means 7
-    ("S" * 6 + "G" * 94, 0.07, G),
-    ("S" * 29 + "G" * 71, 0.29, S),            # .29 * 100 = 28.999999999999996
-    ("S" * 28 + "G" * 72, 0.29, G),
-    ("S" * 55 + "G" * 45, 0.55, S),            # .55 * 100 = 55.00000000000001
+def papers_rule(categories):
+    """1[c >= c*], c* the best rung above Wrong, Specific and More Specific as one; no bar: nobody earns."""
+    marks = {A: 1, G: 2, L: 3, S: 4, M: 4}
+    best = max((marks[c] for c in categories if c in marks), default=5)
+    return [-1.0 if c is None else float(marks.get(c, 0) == best) for c in categories]
+
+
+def test_odds_0_is_the_papers_rule_on_every_group():
+    for n in range(6):
+        for categories in itertools.product([*Category, None], repeat=n):
+            assert speciarl_rewards(categories, odds=0) == papers_rule(categories)
+
+
+@pytest.mark.parametrize("letters, odds, bar", [
+    ("SWL", 1, S),                             # as many right as Wrong
+    ("SWWL", 1, L), ("SWWG", 1, G),            # two Wrong ask for two
+    ("SWWWx", 1, A),                           # the third best is Wrong, which is raised to Abstain
+    ("SGAAWWW", 2, A),                         # six for three Wrong: the sixth best is Wrong
+    ("SWWW", 2, A),                            # six, of four
+    ("SSLW", 2, S), ("SLLW", 2, L),
+    ("SGGG", 4, S),                            # no Wrong answer: the paper's rule
+    ("SWW", 0.5, S), ("SWWW", 0.5, A), ("SGWWW", 0.5, G),
+    ("MLW", 1, S), ("MMWW", 1, S), ("SMWW", 1, S),  # More Specific as the k-th is Specific
+    ("WWW", 1, A), ("WWW", 0.01, A), ("W", 1, A),
+    ("xxx", 1, A), ("", 1, A),
+    ("SxxW", 1, S), ("Sxxxx", 9, S),           # malformed is neither Wrong nor a vote
+    ("S" * 7 + "G" * 9 + "W" * 100, 0.07, S),  # .07 * 100 = 7.000000000000001 and means 7
+    ("S" * 6 + "G" * 9 + "W" * 100, 0.07, G),
+    ("SW", 1e308, A), ("SWW", 1e308, A), ("SSW", 1e-300, S),
 ])
-def test_quorum(letters, quorum, bar):
-    assert dynamic_bar(group(letters), quorum) is bar
+def test_odds(letters, odds, bar):
+    assert dynamic_bar(group(letters), odds) is bar
 
 
-def test_quorum_is_the_highest_rung_enough_answers_reach():
+def test_all_wrong_earns_nothing_and_the_order_does_not_matter():
+    assert speciarl_rewards(group("WWW"), odds=1) == [0, 0, 0]
+    assert speciarl_rewards(group("WSGWx"), odds=1) == [0, 1, 1, 0, -1]
+    assert speciarl_rewards(group("xGWSW"), odds=1) == [-1, 1, 0, 1, 0]
+
+
+def test_odds_set_the_highest_rung_that_enough_answers_reach():
     rng = random.Random(1)
     for _ in range(2000):
-        n, percent = rng.randint(2, 20), rng.randint(1, 100)
+        n, percent = rng.randint(1, 20), rng.randint(1, 400)
         categories = [rng.choice(list(Category)) for _ in range(n)]
-        need = max(2, -(-percent * n // 100))  # integer arithmetic
+        need = max(1, -(-percent * categories.count(W) // 100))  # integer arithmetic
         reached = [c for c in Category if sum(d >= c for d in categories) >= need]
-        assert dynamic_bar(categories, percent / 100) == min(max(reached[-1], A), S)
+        assert dynamic_bar(categories, percent / 100) == min(max(max(reached, default=A), A), S)
 
 
-def test_rewards_with_a_quorum():
-    assert speciarl_rewards(group("SGGWx"), quorum=0.5) == [1, 1, 1, 0, -1]
-
-
-@pytest.mark.parametrize("quorum", [-0.1, 1.1, math.nan])
-def test_quorum_outside_its_range(quorum):
-    with pytest.raises(ValueError, match="quorum"):
-        dynamic_bar([S], quorum)
+@pytest.mark.parametrize("odds", [-0.1, math.inf, math.nan])
+def test_odds_outside_their_range(odds):
+    with pytest.raises(ValueError, match="odds"):
+        dynamic_bar([S], odds)
 
 
 @pytest.mark.parametrize("scheme, by_category", [  # in the paper's order S+, S, S-, G, A, W
     ("exact", [1, 1, 0, 0, 0, 0]), ("graded_abstain", [1, 1, .75, .5, .25, 0]),
-    ("graded", [1, 1, .75, .5, 0, 0]), ("close", [1, 1, .75, 0, 0, 0])])
+    ("graded", [1, 1, .75, .5, 0, 0]), ("close", [1, 1, .75, 0, 0, 0]),
+    ("truthful", [1, 1, 0, 0, 0, -1])])
 def test_static_schemes(scheme, by_category):
     assert static_rewards(group("MSLGAWx"), scheme) == [*by_category, -1]
     assert static_rewards([None], scheme, malformed=-0.5) == [-0.5]
@@ -126,7 +139,7 @@ def test_static_schemes(scheme, by_category):
 
 def test_static_default_and_unknown_scheme():
     assert static_rewards(group("LS")) == [0, 1]
-    with pytest.raises(ValueError, match="choose one of exact, graded_abstain, graded, close"):
+    with pytest.raises(ValueError, match="choose one of exact, graded_abstain, graded, close, truthful"):
         static_rewards([S], "scala9")
 
 

@@ -103,8 +103,8 @@ def test_what_is_measured_is_what_is_printed():
     # wrong 2 of 5, generic, specific and malformed 1; of all six answers one holds the truth's name
     assert answers.splitlines()[1].split() == [
         "cub", "base", "5", "0.400", "0.000", "0.200", "0.000", "0.200", "0.000", "0.200", "1", "0", "0.167"]
-    # the first answers: S and G, C = 1, S = 3 / 4; the best of two: S, G, W, C = 2 / 3
-    assert by_k.splitlines()[1].split() == ["cub", "base", "0.857", "0.706"]
+    # one answer: C = (1/2 + 1/2 + 0) / 3, S = 3 / 4; the best of two: S and G, C = 1, the third left out
+    assert by_k.splitlines()[1].split() == ["cub", "base", "0.462", "0.857"]
 
 
 # ---- before and after

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from support.files import append
 from support.run_folder import load_state, save_state
 
 ROOT = Path(train.__file__).parent
+W, A, G, L, S, M = Category
 VOLATILE = ("time/", "mem/", "cache/")
 
 
@@ -262,7 +265,10 @@ def test_the_same_pictures_are_answered_before_and_after(finished):
 @pytest.mark.parametrize("options, name", [
     ([], "toy-speciarl-seed0"), (["--seed", "3", "--reward", "exact"], "toy-exact-seed3"),
     (["--loss", "dapo"], "toy-speciarl-dapo-seed0"),
-    (["--prompt", "specific", "--quorum", ".25"], "toy-speciarl-specific-quorum0.25-seed0"),
+    (["--prompt", "specific", "--odds", ".5"], "toy-speciarl-specific-odds0.5-seed0"),
+    (["--loss", "dapo", "--overlong-buffer", "4", "--dynamic-sampling"],
+     "toy-speciarl-dapo-overlong4-dynamic-seed0"),
+    (["--control", "shuffled"], "toy-speciarl-shuffled-seed0"),
     (["--data", "toy-bird,toy-fish"], "toy-bird+toy-fish-speciarl-seed0")])
 def test_a_run_is_named_by_what_sets_it_apart(options, name):
     assert train.parse_config(options)[0].out == f"runs/{name}"
@@ -584,7 +590,7 @@ def test_settings_reach_the_step(tmp_path, checkpoint, tree_judge, monkeypatch):
     monkeypatch.setattr(train, "update", recorded)
     monkeypatch.setattr(train, "sample", lambda *args, **kw: asked.append(kw) or sample(*args, **kw))
     run = train.main(arguments(
-        tmp_path, checkpoint, tree_judge, "--loss", "dr_grpo", "--temperature", "0.7", "--quorum", "1",
+        tmp_path, checkpoint, tree_judge, "--loss", "dr_grpo", "--temperature", "0.7", "--odds", "1",
         "--malformed", "-2", "--warmup", "4", "--betas", "0.8", "0.7", "--weight-decay", "0.3", "--seed", "5",
         "--lora-alpha", "12", "--steps", "2"))
     log, samples = lines(run / "log.jsonl")[1:], lines(run / "samples.jsonl")
@@ -596,7 +602,7 @@ def test_settings_reach_the_step(tmp_path, checkpoint, tree_judge, monkeypatch):
         for s, row in zip(mine, advantages.tolist()):
             categories = [None if c == "malformed" else Category[c.upper().replace(" ", "_")]
                           for c in s["categories"]]
-            assert s["rewards"] == speciarl_rewards(categories, quorum=1, malformed=-2.0)
+            assert s["rewards"] == speciarl_rewards(categories, odds=1, malformed=-2.0)
             assert row == pytest.approx([r - np.mean(s["rewards"]) for r in s["rewards"]], abs=1e-6)
         assert optimizer == {"lr": 1e-3 * step / 4, "betas": (0.8, 0.7), "weight_decay": 0.3}
         assert line["lr"] == optimizer["lr"] and line["policy/logprob_gap"] < 1e-5
@@ -750,6 +756,90 @@ def test_a_test_set_whose_pictures_are_gone_is_no_table(tmp_path, checkpoint, tr
     assert not (tmp_path / "run" / "eval.json").exists()
 
 
+def control_groups():
+    """Two images' verdicts; what else a group holds plays no part."""
+    verdicts = {"a": [S, S, S, None], "b": [W, W, G, A]}
+    return [SimpleNamespace(id=image_id, categories=row) for image_id, row in verdicts.items()]
+
+
+def test_controls_deal_what_there_is_by_step():
+    """shuffled: each group's own rewards, its verdicts as they were; permuted: the step's own verdicts, the
+    malformed answer where it was, and the rewards of what stands there now."""
+    plain = control_groups()
+    train.give_rewards(plain, train.Config(), 1)
+    assert [group.rewards for group in plain] == [[1, 1, 1, -1], [0, 0, 1, 0]]
+
+    seen = {"shuffled": set(), "permuted": set()}
+    for control in seen:
+        for step in range(1, 9):
+            groups, again = control_groups(), control_groups()
+            train.give_rewards(groups, train.Config(control=control), step)
+            train.give_rewards(again, train.Config(control=control), step)
+            assert [g.rewards for g in groups] == [g.rewards for g in again]
+            seen[control].add(str([group.rewards for group in groups]))
+            for group, before in zip(groups, plain):
+                if control == "shuffled":
+                    assert group.categories == before.categories
+                    assert sorted(group.rewards) == sorted(before.rewards)
+                else:
+                    assert group.rewards == speciarl_rewards(group.categories)
+            verdicts = groups[0].categories + groups[1].categories
+            assert verdicts[3] is None and Counter(verdicts) == Counter([S, S, S, None, W, W, G, A])
+        assert len(seen[control]) > 3
+
+
+def test_dynamic_sampling_keeps_groups_whose_rewards_differ(tmp_path, checkpoint, tree_judge, monkeypatch):
+    """Every second image that is drawn gets one verdict throughout. The step's groups are the first others,
+    trimmed; length has its price on top; a resumed run draws the same."""
+    drawn = []
+
+    def judged(judge, truths, answers):
+        groups = []
+        for _ in truths:
+            drawn.append(len(drawn))
+            groups.append([W] * 8 if len(drawn) % 2 else [S] + [W] * 7)
+        return groups
+
+    updates = []
+    update = train.update
+    monkeypatch.setattr(train, "judge_groups", judged)
+    monkeypatch.setattr(train, "update", lambda *args: updates.append(args[2:4] + args[5:]) or update(*args))
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1", "--eval-every", "0",
+                               "--images-per-step", "2", "--overlong-buffer", "31", "--dynamic-sampling"))
+    samples = [s for s in lines(run / "samples.jsonl") if s["step"] == 1]
+    (groups, advantages, places), = updates
+    assert [s["id"] for s in samples] == [g.id for g in groups] and list(places) == [0, 1]
+    assert lines(run / "log.jsonl")[1]["batches"] == 2 and lines(run / "log.jsonl")[1]["images"] == 2
+    for sample_, group in zip(samples, groups):
+        prices = [min(-(int(length) - 1) / 31, 0.0) for length in group.mask.sum(dim=1)]
+        assert sample_["rewards"] == pytest.approx([r + p for r, p in zip([1] + [0] * 7, prices)])
+
+
+def test_dynamic_sampling_trims_in_the_order_of_drawing(monkeypatch):
+    """Of six images in batches of two, the first is dull; two batches give three groups for two places."""
+    examples = [SimpleNamespace(id=str(i)) for i in range(6)]
+    verdicts = dict.fromkeys("12345", [S, W]) | {"0": [W, W]}
+    drawn = []
+
+    def rewarded_groups(job, step, batch, log):
+        drawn.extend(example.id for example in batch)
+        return [SimpleNamespace(id=e.id, categories=verdicts[e.id]) for e in batch], [], []
+
+    monkeypatch.setattr(train, "rewarded_groups", rewarded_groups)
+    job = SimpleNamespace(config=train.Config(dynamic_sampling=True, images_per_step=2), examples=examples)
+    first, _, _ = rewarded_groups(job, 1, examples[:2], None)
+    batch, groups = train.draw_until_full(job, 1, examples[:2], first, [], [], train.StepLog())
+    assert [group.id for group in groups] == ["1", drawn[2]] == [example.id for example in batch[:2]]
+    assert len(drawn) == 4 and {example.id for example in batch} == set(drawn)
+
+
+def test_dynamic_sampling_that_finds_nothing_says_so(tmp_path, checkpoint, tree_judge, monkeypatch):
+    monkeypatch.setattr(train, "judge_groups", lambda judge, truths, answers: [[W] * 8 for _ in truths])
+    with pytest.raises(SystemExit, match="found too few groups .* step 1 in 2 batches") as e:
+        train.main(arguments(tmp_path, checkpoint, tree_judge, "--eval-every", "0", "--dynamic-sampling"))
+    assert "\n" not in str(e.value)
+
+
 def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_judge, finished):
     """And only the dynamic reward has a bar."""
     assert all("bar" in s and "rewards" in s for s in lines(finished / "samples.jsonl"))
@@ -772,7 +862,10 @@ def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_j
 
 
 @pytest.mark.parametrize("change, message", [
-    (["--n", "1"], "--n must be at least 2"), (["--quorum", "2"], "--quorum must be in [0, 1]"),
+    (["--n", "1"], "--n must be at least 2"), (["--odds", "-1"], "--odds must be 0 or more"),
+    (["--odds", "inf"], "--odds must be 0 or more"),
+    (["--odds", "1", "--reward", "exact"], "--odds moves the bar, and --reward exact has none"),
+    (["--overlong-buffer", "32"], "--overlong-buffer must be below --max-new-tokens 32"),
     (["--root", "nowhere"], "CUB-200-2011 is not in nowhere"), (["--data", "dogs"], "unknown dataset 'dogs'"),
     (["--images-per-step", "99"], "lower --images-per-step"),
     (["--model", "no/such"], "no model at 'no/such'"),
@@ -854,7 +947,7 @@ def test_help_shows_defaults_toy_values_and_sources(capsys):
     assert "AdamW learning rate, constant (default 3e-05; toy 0.0007; official)" in text
     for name in ("--data --root --limit --model --judge --prompt --n --images-per-step --minibatch "
                  "--micro-batch --epochs --steps --lr --warmup --betas --weight-decay --beta --clip-low "
-                 "--clip-high --loss --reward --quorum --malformed --noise --temperature --max-new-tokens "
-                 "--max-pixels --lora-rank --lora-alpha --checkpointing --seed --out --resume --eval-every "
-                 "--eval-limit").split():
+                 "--clip-high --loss --reward --odds --malformed --noise --control --temperature "
+                 "--max-new-tokens --max-pixels --lora-rank --lora-alpha --checkpointing --seed --out "
+                 "--resume --eval-every --eval-limit").split():
         assert name + " " in text or name + "," in text, name
