@@ -7,7 +7,7 @@
 Run it from the project's folder. What the options don't say is in `settings`, with the name that train.py has
 for it.
 
-Where this departs from train.py (docs/trl.md):
+Where this departs from train.py (docs/trainers.md):
 1. TRL scores over the whole vocabulary; what is never sampled (image tokens) has a share in it.
 2. An advantage is divided by std + 1e-4, there by std + 1e-6.
 3. An image that can't be read ends the run.
@@ -45,7 +45,7 @@ def settings(args: argparse.Namespace, banned: list[int]) -> GRPOConfig:
         max_completion_length=args.max_new_tokens,
         temperature=1.0,
         generation_kwargs={"suppress_tokens": banned},
-        # --loss grpo is a mean over tokens, which TRL calls dapo (its "grpo" is a mean over each answer first).
+        # --loss grpo is a mean over tokens: TRL's dapo. Its "grpo" is a mean over each answer first.
         loss_type="dapo",
         scale_rewards="group",
         epsilon=0.2,
@@ -108,6 +108,10 @@ def main(argv: list[str] | None = None) -> GRPOTrainer:
     policy = policies.load(args.model, dtype=torch.bfloat16 if cuda else torch.float32,
                            max_pixels=args.max_pixels)
     banned = policy.banned.nonzero().flatten().tolist()
+
+    # TRL pads prompts on the left, and takes it for granted that the processor does too: else the positions
+    # of every prompt but the longest are wrong.
+    policy.tokenizer.padding_side = "left"
 
     judge = open_judge(args.judge, model=args.judge_model, device="cuda" if cuda else "cpu")
     trainer = GRPOTrainer(

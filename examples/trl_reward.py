@@ -3,8 +3,8 @@
     judge = open_judge("http://localhost:8000", model="Qwen/Qwen3-4B-Instruct-2507")
     trainer = GRPOTrainer(reward_funcs=speciarl_reward(judge, num_generations=8), ...)
 
-Copy it with reward.py and judge.py (and judges/, for a judge on a server); trl_grpo.py is a whole script around
-it. It needs neither torch nor TRL. The dataset has a column `label`, the true name.
+Copy it with reward.py and judge.py (and judges/, for a judge on a server); trl_grpo.py is a whole script
+around it. It needs neither torch nor TRL. The dataset has a column `label`, the true name.
 
 A reward here is a group's: TRL must give all N completions of an image to one process, so
 per_device_train_batch_size * steps_per_generation must be a multiple of num_generations.

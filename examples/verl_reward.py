@@ -1,13 +1,14 @@
 """SpeciaRL's reward in verl, grouped by extra_info["index"].
 
-`compute_score` is for verl 0.9's reward loop, which asks about one completion at a time: it waits for its group.
-`compute_score_batch` is for the batch reward manager of earlier versions. docs/verl.md has the launch line.
+`compute_score` is for verl 0.9's reward loop, which asks about one completion at a time: it waits for its
+group. `compute_score_batch` is for the batch reward manager of earlier versions. docs/trainers.md has the
+launch line.
 
-Copy it with reward.py and judge.py (and judges/, for a judge on a server); they must be on PYTHONPATH. A row of
-the dataset holds reward_model.ground_truth (the true name), and in extra_info its index and split.
+Copy it with reward.py and judge.py (and judges/, for a judge on a server); they must be on PYTHONPATH. A row
+of the dataset holds reward_model.ground_truth (the true name), and in extra_info its index and split.
 
-Where this departs from train.py: verl has no way to leave a group out. A group that the judge failed on scores 0
-throughout, so that its advantages are exactly 0, and is counted in `judge_error`.
+Where this departs from train.py: verl has no way to leave a group out. A group that the judge failed on
+scores 0 throughout, so that its advantages are exactly 0, and is counted in `judge_error`.
 """
 
 import asyncio
@@ -40,8 +41,9 @@ def image_key(data_source: str, extra_info: dict) -> tuple:
 # The batch reward manager
 
 
-def compute_score_batch(data_sources: Sequence[str], solution_strs: Sequence[str], ground_truths: Sequence[str],
-                        extra_infos: Sequence[dict], judge: str, judge_model: str | None = None) -> list[dict]:
+def compute_score_batch(data_sources: Sequence[str], solution_strs: Sequence[str],
+                        ground_truths: Sequence[str], extra_infos: Sequence[dict], judge: str,
+                        judge_model: str | None = None) -> list[dict]:
     """Scores of a whole batch, in its order: the completions of an image may stand anywhere in it."""
     rows_of = {}
     for row, (source, info) in enumerate(zip(data_sources, extra_infos, strict=True)):
@@ -50,8 +52,10 @@ def compute_score_batch(data_sources: Sequence[str], solution_strs: Sequence[str
 
     truths = [ground_truths[rows[0]] for rows in groups]
     texts = [[solution_strs[row] for row in rows] for rows in groups]
+    scored_groups = group_scores(open_judge_once(judge, judge_model), truths, texts)
+
     scores = [None] * len(solution_strs)
-    for rows, scored in zip(groups, group_scores(open_judge_once(judge, judge_model), truths, texts)):
+    for rows, scored in zip(groups, scored_groups):
         for row, score in zip(rows, scored):
             scores[row] = score
     return scores
@@ -114,8 +118,8 @@ def shared_room(judge: str, judge_model: str | None = None):
 
 async def compute_score(data_source: str, solution_str: str, ground_truth: str, extra_info: dict, judge: str,
                         n: int, judge_model: str | None = None, val_n: int = 1, **unused) -> dict:
-    """The score of one completion, once its group is whole. n, val_n: rollout.n and rollout.val_kwargs.n;
-    what extra_info's split does not call "train" has val_n. reward_kwargs gives judge, judge_model, n, val_n."""
+    """The score of one completion, once its group is whole. verl's reward_kwargs give judge, judge_model, n
+    and val_n: rollout.n, and rollout.val_kwargs.n for rows whose split is not "train"."""
     import ray
     key = image_key(data_source, extra_info)
     size = n if key[1] == "train" else val_n

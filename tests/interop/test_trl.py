@@ -24,12 +24,13 @@ def content(completion) -> str:
     return completion[0]["content"]
 
 
-def test_the_script_trains_and_its_rewards_are_the_groups_own(checkpoint, tree_judge, tmp_path):
+def test_the_script_trains_by_its_groups_own_rewards(checkpoint, tree_judge, tmp_path):
     trees.cub(tmp_path)
     trainer = trl_grpo.main([
         "--root", str(tmp_path), "--model", str(checkpoint), "--judge", str(tree_judge), "--n", str(N),
-        "--images-per-step", "4", "--minibatch", "2", "--steps", "2", "--limit", "4", "--max-new-tokens", "16",
-        "--out", str(tmp_path / "out")])
+        "--images-per-step", "4", "--minibatch", "2", "--steps", "2", "--limit", "4",
+        "--max-new-tokens", "16", "--out", str(tmp_path / "out")])
+    assert trainer.processing_class.tokenizer.padding_side == "left"
 
     # Two updates of two images, from one batch of four images: the rewards are those of the groups.
     rewards = list(trainer._logs["rewards"]["speciarl"])
@@ -66,7 +67,7 @@ class Failing:
 
 @pytest.fixture
 def answering_trainer(checkpoint, tmp_path):
-    """Makes a trainer on three pictures that answers as it is told: what TRL does with the rewards is its own."""
+    """Makes a trainer on three pictures that answers as it is told; all the rest is TRL's own."""
     def make(judge, texts: list[str]) -> GRPOTrainer:
         policy = trl_grpo.policies.load(str(checkpoint))
         prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it?"}]}]

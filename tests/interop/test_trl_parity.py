@@ -1,5 +1,5 @@
-"""The same weights, completions and rewards through TRL's own loss and through ours: log-probs, advantages, loss
-and LoRA gradients.
+"""The same weights, completions and rewards through TRL's own loss and through ours: log-probs, advantages,
+loss and LoRA gradients.
 
 Where the two define something differently, TRL is told ours or we TRL's, and nothing else: TRL's whole
 vocabulary (nothing banned), its 1e-4 beside the std, and `use_bias_correction_kl=False`.
@@ -113,6 +113,7 @@ def ours():
 def trl_trainer(ours: Ours, folder, loss_type: str, beta: float, **settings) -> GRPOTrainer:
     """TRL's trainer on the same base, its adapter set to ours, which answers with our completions."""
     policy = build()
+    policy.tokenizer.padding_side = "left"  # as trl_grpo.py: the prompts have two lengths
     prompt = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
     rows = Dataset.from_list([{"prompt": prompt} for _ in range(B)])
     settings = dict(use_bias_correction_kl=False) | settings
@@ -177,7 +178,7 @@ def test_loss_and_gradients_are_trls(ours, tmp_path, loss_type, beta):
         # Log-probs that differ meet both clips, so that these are compared too.
         if moved:
             assert figures["clipfrac"] > 0.2
-            assert (figures["dual_clipfrac"] > 0) == (our_settings["dual_clip"] == 3.0)
+            assert figures["dual_clipfrac"] > 0
 
         assert abs(float(loss.detach() - expected)) < TOLERANCE
         assert largest_difference(gradients, expected_gradients) < TOLERANCE
@@ -195,7 +196,8 @@ def test_trls_grpo_is_no_token_mean(ours, tmp_path):
 def test_trls_default_kl_has_another_gradient(ours, tmp_path):
     """use_bias_correction_kl multiplies k3 by the ratio: the same value before the first update, and the
     gradient of another estimate."""
-    trainer = trl_trainer(ours, tmp_path, "bnpo", 1.0, **LOSSES["bnpo"][0] | dict(use_bias_correction_kl=True))
+    settings = LOSSES["bnpo"][0] | dict(use_bias_correction_kl=True)
+    trainer = trl_trainer(ours, tmp_path, "bnpo", 1.0, **settings)
     expected, expected_gradients, _ = trl_loss(trainer, ours, moved=False)
     loss, _ = ours.loss(1.0, False, **LOSSES["bnpo"][1])
     assert abs(float(loss.detach() - expected)) < TOLERANCE
