@@ -7,6 +7,7 @@ reward function from a file. What is left out is the rollout: completions come f
 import asyncio
 import json
 import os
+import re
 from pathlib import Path
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -14,6 +15,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 import numpy as np
 import pytest
 import torch
+import verl
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl import DataProto
@@ -118,6 +120,27 @@ def test_a_validation_group_has_a_size_of_its_own(tree):
     samples = rows("test", n=1) + rows("train")
     made = ask(reward_loop(tree, val_n=1), samples)
     assert [one["reward_score"] for one in made] == [sample["reward"] for sample in samples]
+
+
+def test_the_launch_lines_settings_are_verls():
+    """Each `name=value` of docs/trainers.md is in the configuration that comes with verl."""
+    text = (Path(verl_reward.__file__).parents[1] / "docs/trainers.md").read_text(encoding="utf-8")
+    command = text.split("verl.trainer.main_ppo", 1)[1].split("```", 1)[0]
+    names = re.findall(r"(\S+)=\S+", command)
+    config = OmegaConf.load(Path(verl.__file__).parent / "trainer/config/_generated_ppo_trainer.yaml")
+    missing = [name for name in names if not is_in(config, name)]
+    own = "+reward.custom_reward_function.reward_kwargs."
+    assert missing == [own + "judge", own + "judge_model", own + "n"]
+    assert len(names) > 20
+
+
+def is_in(config, name: str) -> bool:
+    """Whether the configuration has a place of that name, whatever stands there."""
+    for part in name.split("."):
+        if not OmegaConf.is_dict(config) or part not in config:
+            return False
+        config = config._get_node(part)
+    return True
 
 
 def test_several_of_verls_reward_workers_share_one_waiting_room(tree):
