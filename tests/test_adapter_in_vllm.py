@@ -1,5 +1,5 @@
-"""What vLLM 0.32 reads of an adapter, restated: the fields that it refuses, and the names under which it looks for
-the weights. (vLLM itself needs more than a CPU machine has.)"""
+"""What vLLM 0.32 reads of an adapter, restated: the fields that it refuses, and the names under which it
+looks for the weights. (vLLM itself needs more than a CPU machine has.)"""
 
 import json
 import re
