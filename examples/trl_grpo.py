@@ -101,6 +101,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> GRPOTrainer:
     args = parse_args(argv)
+    if args.minibatch % args.processes or args.images_per_step % args.minibatch:
+        raise SystemExit("trl_grpo.py: --minibatch must be a multiple of --processes, --images-per-step of "
+                         "--minibatch")
     cuda = torch.cuda.is_available()
     examples = data.load(args.data, "train", args.root, args.limit)
 

@@ -49,12 +49,13 @@ def test_the_script_trains_by_its_groups_own_rewards(checkpoint, tree_judge, tmp
 
     # The adapter has moved, and opens in PEFT and in lora.py.
     assert any(p.abs().max() > 0 for name, p in trainer.model.named_parameters() if "lora_B" in name)
-    base = tiny.model(tiny.tokenizer())
-    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "out")
-    saved = {name.replace(".default", ""): p for name, p in loaded.named_parameters() if "lora_" in name}
+    loaded = peft.PeftModel.from_pretrained(tiny.model(tiny.tokenizer()), tmp_path / "out")
+    in_peft = {name.replace(".default", ""): p for name, p in loaded.named_parameters() if "lora_" in name}
     own = tiny.model(tiny.tokenizer())
-    lora.add_lora(own, rank=64, alpha=32)
-    lora.set_lora_state(own, saved)
+    lora.load_adapter(own, tmp_path / "out")
+    for name, p in lora.lora_state(own).items():
+        assert torch.equal(p, in_peft[name])
+    assert len(in_peft) == len(lora.lora_state(own))
 
 
 class Failing:
@@ -101,8 +102,8 @@ def test_a_group_without_a_verdict_teaches_nothing_and_moves_no_figure(answering
     trainer, inputs = answering_trainer(Failing(), texts)
     made = trainer._generate_and_score_completions(inputs)
 
-    # Judged: the second group G, S-, S, S+ ... by place, the third one malformed.
-    advantages = made["advantages"].view(3, N)
+    # The first group has no verdict; the judge puts the others' answers on a rung each, by their place.
+    advantages = made["advantages"].view(3, N)                                                          # (B, N)
     assert advantages[0].tolist() == [0.0] * N
     assert advantages[1:].abs().sum() > 0
     rewards = torch.tensor(trainer._logs["rewards"]["speciarl"]).view(3, N)
