@@ -103,7 +103,7 @@ def test_a_group_without_a_verdict_teaches_nothing_and_moves_no_figure(answering
     made = trainer._generate_and_score_completions(inputs)
 
     # The first group has no verdict; the judge puts the others' answers on a rung each, by their place.
-    advantages = made["advantages"].view(3, N)                                                          # (B, N)
+    advantages = made["advantages"].view(3, N)                                            # (B, N)
     assert advantages[0].tolist() == [0.0] * N
     assert advantages[1:].abs().sum() > 0
     rewards = torch.tensor(trainer._logs["rewards"]["speciarl"]).view(3, N)
