@@ -222,6 +222,11 @@ def make_processor(config, image_processor, tokenizer, chat_template: str) -> Pr
                 return None
             return super().check_argument_for_proper_class(name, value)
 
+        def save_pretrained(self, folder, **kwargs):
+            """Its parts, as a checkpoint's folder holds them: a trainer saves them beside its adapter."""
+            self.tokenizer.save_pretrained(folder)
+            self.image_processor.save_pretrained(folder)
+
     processor = ImageOnly(image_processor=image_processor, tokenizer=tokenizer, chat_template=chat_template)
 
     # Two families must be told into how many tokens a tile goes.

@@ -1,0 +1,1 @@
+"""SpeciaRL's reward in other trainers: TRL, verl."""
