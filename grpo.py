@@ -108,15 +108,16 @@ def k3_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 
 def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor,
-                clip_low: float = 0.2, clip_high: float = 0.2,
-                dual_clip: float | None = 3.0) -> tuple[Tensor, dict[str, Tensor]]:
+                clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = 3.0,
+                whole_sequence: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
     """PPO's clipped loss per token, with DAPO's separate upper clip and the dual clip for advantages below 0.
 
     logprobs, old_logprobs, mask: (R, T); advantages: (R,) or (R, T). Per token -A * ratio, but no less than
     with the ratio clipped to [1 - clip_low, 1 + clip_high] (so a token pushed far enough already has no
-    gradient) and, where A < 0, no more than -A * dual_clip (None: off). Returns the loss (R, T), 0 outside
-    the mask, and its statistics, detached means over the mask: ratio, approx_kl (k3 of old to new), clipfrac,
-    dual_clipfrac (dual clip in force), clamped (log-ratio beyond +-20), and ratio_max.
+    gradient) and, where A < 0, no more than -A * dual_clip (None: off). whole_sequence: every token has its
+    completion's ratio, the geometric mean of its tokens' (GSPO's equation 7). Returns the loss (R, T), 0
+    outside the mask, and its statistics, detached means over the mask: ratio, approx_kl (k3 of old to new),
+    clipfrac, dual_clipfrac (dual clip in force), clamped (log-ratio beyond +-20), and ratio_max.
     """
     if dual_clip is not None and dual_clip <= 1.0:
         raise ValueError(f"dual_clip must be above 1 (it caps the ratio), got {dual_clip}")
@@ -128,6 +129,9 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask
     # too, has neither value nor gradient.
     difference = torch.where(mask, logprobs - old_logprobs, 0.0)                            # (R, T)
     logratio = difference.clamp(-LOGRATIO_CLAMP, LOGRATIO_CLAMP)
+    if whole_sequence:
+        lengths = mask.sum(dim=1, keepdim=True).clamp(min=1)                                # (R, 1)
+        logratio = (logratio.sum(dim=1, keepdim=True) / lengths).expand_as(mask)            # (R, T)
     ratio = logratio.exp()
 
     # The worse of two: the plain loss, and the loss with the ratio clipped.

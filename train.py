@@ -64,10 +64,14 @@ MOST_BATCHES = 10    # official: that dynamic sampling draws for a step
 
 # What --loss sets. An explicit --beta, --clip-low or --clip-high wins over it.
 LOSSES = {
-    "grpo": dict(beta=0.01, clip_low=0.2, clip_high=0.2, dual_clip=3.0, scale="std", mode="token-mean"),
+    "grpo": dict(beta=0.01, clip_low=0.2, clip_high=0.2, dual_clip=3.0, scale="std", mode="token-mean",
+                 whole_sequence=False),
     "dr_grpo": dict(beta=0.0, clip_low=0.2, clip_high=0.2, dual_clip=3.0, scale="none",
-                    mode="seq-mean-token-sum-norm"),
-    "dapo": dict(beta=0.0, clip_low=0.2, clip_high=0.28, dual_clip=10.0, scale="std", mode="token-mean"),
+                    mode="seq-mean-token-sum-norm", whole_sequence=False),
+    "dapo": dict(beta=0.0, clip_low=0.2, clip_high=0.28, dual_clip=10.0, scale="std", mode="token-mean",
+                 whole_sequence=False),
+    "gspo": dict(beta=0.0, clip_low=3e-4, clip_high=4e-4, dual_clip=None, scale="std",
+                 mode="seq-mean-token-mean", whole_sequence=True),
 }
 
 
@@ -263,7 +267,8 @@ def update(policy: Policy, optimizer, groups: list[Group], advantages: Tensor, c
             # The policy loss of each token, summed up under the one denominator of the whole minibatch: how
             # it is split into micro-batches and over processes changes nothing.
             token_losses, figures = policy_loss(logprobs, old_logprobs, micro_batch.advantages, mask,
-                                                config.clip_low, config.clip_high, loss["dual_clip"])
+                                                config.clip_low, config.clip_high, loss["dual_clip"],
+                                                loss["whole_sequence"])
             objective = aggregate(token_losses, mask, loss["mode"], minibatch.denominator)
             figures["loss"] = objective.detach()
 

@@ -52,7 +52,7 @@ MAIN = {
 }
 CONTROLS = {"shuffled": ["--control", "shuffled"], "permuted": ["--control", "permuted"]}
 STATIC = {"graded_abstain": ["--reward", "graded_abstain"], "close": ["--reward", "close"]}
-LOSSES = {"dr_grpo": ["--loss", "dr_grpo"], "dapo": ["--loss", "dapo"]}
+LOSSES = {loss: ["--loss", loss] for loss in ("dr_grpo", "dapo", "gspo")}
 ODDS = {"1/4": 0.25, "1/2": 0.5, "2": 2.0, "4": 4.0}  # 1 is in the part over N
 NOISE = (5, 10, 25, 40)        # per cent
 IMAGES = (128, 256, 512)       # training images; 1,000 are in the main part
@@ -250,8 +250,10 @@ def train_method(method: str, seed: int, folder: Path, options: list[str]) -> No
         use_bar_at_8(train)
     elif method.startswith("worse judge"):
         use_worse_judge(train, seed)
-    command(["--data", f"toy-{TRAINED_ON}", "--seed", str(seed), "--out", str(folder), "--eval-every", "0",
-             *METHODS[method], *options])
+    given = [*METHODS[method], *options]
+    if "--data" not in given:
+        given += ["--data", f"toy-{TRAINED_ON}"]
+    command(["--seed", str(seed), "--out", str(folder), "--eval-every", "0", *given])
 
 
 def best_verdicts(groups: list[list]) -> list[int | None]:

@@ -228,6 +228,22 @@ def test_loss_and_gradient_by_hand(advantage, ratio, loss, gradient):
     assert one_token(advantage, ratio) == pytest.approx((loss, gradient), abs=1e-9)
 
 
+def test_a_whole_sequences_ratio_by_hand():
+    """Two answers of two tokens and one. The first's ratios 2 and .5 make 1: in no clip. The second's 1.1 is
+    clipped where it gained, and where it lost it is not. A token's gradient: -A * ratio / length."""
+    old = torch.zeros(2, 2)
+    logprobs = torch.tensor([[2.0, 0.5], [1.1, 9.0]]).log().requires_grad_()
+    mask = torch.tensor([[1, 1], [1, 0]])
+    for sign, second, gradient in ((1.0, -1.05, 0.0), (-1.0, 1.1, 1.1)):
+        advantages = torch.tensor([3.0, sign])
+        loss, stats = policy_loss(logprobs, old, advantages, mask, 0.05, 0.05, None, whole_sequence=True)
+        torch.testing.assert_close(loss, torch.tensor([[-3.0, -3.0], [second, 0.0]]))
+        found, = torch.autograd.grad(aggregate(loss, mask, "seq-mean-token-mean", 1.0), logprobs)
+        torch.testing.assert_close(found, torch.tensor([[-1.5, -1.5], [gradient, 0.0]]))
+        assert float(stats["ratio"]) == pytest.approx((1 + 1 + 1.1) / 3)
+        assert float(stats["clipfrac"]) == pytest.approx(1 / 3)
+
+
 @pytest.mark.parametrize("advantage, ratio, kwargs, loss, gradient", [
     (1., 1.25, dict(clip_high=.28), -1.25, -1.25), (1., 1.3, dict(clip_high=.28), -1.28, 0.),
     (-1., .75, dict(clip_high=.28), .8, 0.), (-1., .75, dict(clip_low=.3), .75, .75),

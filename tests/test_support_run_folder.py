@@ -209,7 +209,7 @@ def test_the_lock_of_a_dead_run_is_no_content(command):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"loss": "x"}, "--loss must be one of grpo, dr_grpo, dapo, got 'x'"),
+    ({"loss": "x"}, "--loss must be one of grpo, dr_grpo, dapo, gspo, got 'x'"),
     ({"reward": "x"}, "--reward must be one of"), ({"method": "dpo"}, "--method must be one of"),
     ({"protocol": None}, "--protocol must be str, got None"), ({"n": None}, "--n must be int, got None"),
     ({"n": 2.0}, "--n must be int, got 2.0"), ({"n": True}, "--n must be int, got True"),

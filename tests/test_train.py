@@ -331,7 +331,7 @@ def test_the_papers_defaults():
     config, _ = train.parse_config(["--data", "cub"])
     assert (config.malformed, config.temperature, config.weight_decay, config.betas, config.warmup) == (
         -1, 1, 0.01, (0.9, 0.999), 0)
-    for options in (["--loss", "dr_grpo"], ["--loss", "dapo"]):
+    for options in (["--loss", "dr_grpo"], ["--loss", "dapo"], ["--loss", "gspo"]):
         assert train.parse_config(["--data", "cub", *options])[0].beta == 0
 
 
@@ -369,7 +369,9 @@ def test_the_steps_denominator_against_plain_formulas(policy, loss, beta):
         reference = policies.completion_logprobs(*args, shared=False)
     d = reference - logprobs
     rows = ((advantages.flatten()[:, None] * logprobs - beta * (d.exp() - d - 1)) * mask).sum(1)
-    total = rows.sum() / {"grpo": mask.sum(), "dapo": mask.sum(), "dr_grpo": 16 * 12}[loss]
+    if loss == "gspo":
+        rows = rows / mask.sum(1)
+    total = rows.sum() / {"grpo": mask.sum(), "dapo": mask.sum(), "dr_grpo": 16 * 12, "gspo": 16}[loss]
     total.backward()
     expected = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.requires_grad])
     # clipped at 1; a step of SGD goes down the loss -total
@@ -407,7 +409,8 @@ def test_each_minibatch_has_its_own_denominator_clipping_and_gradient(policy):
 
 
 @pytest.mark.parametrize("loss, settings", [
-    ("grpo", (0.2, 0.2, 3.0)), ("dr_grpo", (0.2, 0.2, 3.0)), ("dapo", (0.2, 0.28, 10.0))])
+    ("grpo", (0.2, 0.2, 3.0, False)), ("dr_grpo", (0.2, 0.2, 3.0, False)), ("dapo", (0.2, 0.28, 10.0, False)),
+    ("gspo", (3e-4, 4e-4, None, True))])
 def test_clips_of_each_loss_reach_the_formula(policy, monkeypatch, loss, settings):
     seen, real = [], train.policy_loss
     monkeypatch.setattr(train, "policy_loss", lambda *args: seen.append(args[4:]) or real(*args))
@@ -504,6 +507,8 @@ SPLITS = {
     "one minibatch": ["--loss", "dapo", "--minibatch", "4"],
     # in each minibatch one process holds nothing, once both
     "single images": ["--images-per-step", "2", "--minibatch", "1"],
+    # groups are replaced, those of one process by what the other draws
+    "dynamic sampling": ["--images-per-step", "2", "--dynamic-sampling", "--overlong-buffer", "8"],
 }
 
 # train.py as a command, once for each line of arguments that it is given.
