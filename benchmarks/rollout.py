@@ -13,8 +13,8 @@ of one length; "cub", as CUB-200-2011's images are (step.cub_sizes). The systems
     sequences     the same, repeated by `generate` itself (num_return_sequences = N)
 
 All sample by rollout.Sampler with the same random numbers, so their answers are the same, but where a number
-lies within rounding of the edge between two neighbouring tokens: "differ" counts those rows, at most 2 %; any
-other difference fails. CPU seconds of one thread, each system in a process of its own, after a small rollout
+lies within rounding of the edge between two neighbouring tokens: "differ" counts those rows, at most 2 % or one;
+any other difference fails. CPU seconds of one thread, each system in a process of its own, after a small rollout
 to warm up; "before" is what passed until the decoder's first pass (the vision tower). Passes are forward
 calls of the language decoder, rounds calls of `generate`. Memory is how far the peak rises above what is held
 at the decoder's first pass, MB; memory that was freed before is given back first, or it would hide growth.
@@ -192,7 +192,7 @@ def measure(system: str, sizes: str, count: int, n: int) -> dict:
 
 def rows_that_differ(rows: list, expected: list, banned: torch.Tensor) -> int:
     """How many rows differ. Each must part at two tokens that are neighbours among those that can be sampled,
-    and 2 % of the rows may."""
+    and 2 % of the rows may, of a few rows one."""
     place = (~banned).cumsum(0).tolist()  # of each token among those that can be sampled
     count = 0
     for row, other in zip(rows, expected, strict=True):
@@ -203,7 +203,7 @@ def rows_that_differ(rows: list, expected: list, banned: torch.Tensor) -> int:
             count += 1
         else:
             assert len(row) == len(other), "answers depend on how they are decoded"
-    assert count <= 0.02 * len(rows), "answers depend on how they are decoded"
+    assert count <= max(1, 0.02 * len(rows)), "answers depend on how they are decoded"
     return count
 
 

@@ -278,6 +278,7 @@ def trl(sizes: str, tokens: int) -> dict:
     policy = build()
     banned = policy.banned.nonzero().flatten().tolist()
     policy.model.generation_config.suppress_tokens = banned
+    policy.tokenizer.padding_side = "left"  # or TRL takes one prompt's image tokens for another's
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     rows = []
     for image in pictures(sizes, IMAGES[sizes]):

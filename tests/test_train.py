@@ -550,6 +550,8 @@ def test_two_processes_are_one(tmp_path, two_processes, capsys, name):
     one = train.main(with_out(commands[name], tmp_path / "one"))
     assert capsys.readouterr().out.count('"data"') == 1
     assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
+    redrawn = [line for line in lines(one / "log.jsonl")[1:] if line.get("batches", 1) > 1]
+    assert bool(redrawn) == ("--dynamic-sampling" in commands[name])
     for a, b in zip(lines(one / "log.jsonl"), lines(two / "log.jsonl"), strict=True):
         figures = {k: v for k, v in a.items() if not k.startswith(("time/", "mem/"))}
         assert figures == pytest.approx({k: v for k, v in b.items() if k in figures}, abs=1e-5)
@@ -810,14 +812,42 @@ def test_dynamic_sampling_keeps_groups_whose_rewards_differ(tmp_path, checkpoint
     monkeypatch.setattr(train, "judge_groups", judged)
     monkeypatch.setattr(train, "update", lambda *args: updates.append(args[2:4] + args[5:]) or update(*args))
     run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1", "--eval-every", "0",
-                               "--images-per-step", "2", "--overlong-buffer", "31", "--dynamic-sampling"))
+                               "--images-per-step", "2", "--overlong-buffer", "19", "--dynamic-sampling"))
     samples = [s for s in lines(run / "samples.jsonl") if s["step"] == 1]
     (groups, advantages, places), = updates
     assert [s["id"] for s in samples] == [g.id for g in groups] and list(places) == [0, 1]
     assert lines(run / "log.jsonl")[1]["batches"] == 2 and lines(run / "log.jsonl")[1]["images"] == 2
     for sample_, group in zip(samples, groups):
-        prices = [min(-(int(length) - 1) / 31, 0.0) for length in group.mask.sum(dim=1)]
+        prices = [min(-(int(length) - 1) / 19, 0.0) for length in group.mask.sum(dim=1)]
         assert sample_["rewards"] == pytest.approx([r + p for r, p in zip([1] + [0] * 7, prices)])
+
+
+def test_dynamic_sampling_resumes_bit_for_bit(tmp_path, checkpoint, tree_judge, monkeypatch):
+    """Stopped in its third step, after that step's images were drawn: it draws the same ones again."""
+    command = arguments(tmp_path, checkpoint, tree_judge, "--steps", "3", "--eval-every", "0",
+                        "--images-per-step", "2", "--n", "4", "--temperature", "0.7", "--dynamic-sampling")
+    whole = train.main(with_out(command, tmp_path / "whole"))
+    log = lines(whole / "log.jsonl")
+    assert log[3]["batches"] > 1
+
+    update, calls = train.update, []
+
+    def stopped(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return update(*args)
+
+    part = tmp_path / "part"
+    monkeypatch.setattr(train, "update", stopped)
+    with pytest.raises(SystemExit, match="stopped"):
+        train.main(with_out(command, part))
+    monkeypatch.setattr(train, "update", update)
+    train.main(["--resume", str(part)])
+    assert lines(part / "log.jsonl") == log
+    assert lines(part / "samples.jsonl") == lines(whole / "samples.jsonl")
+    states = [torch.load(run / "state.pt", weights_only=True)["adapter"] for run in (part, whole)]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
 def test_dynamic_sampling_trims_in_the_order_of_drawing(monkeypatch):
