@@ -58,13 +58,13 @@ DEFAULTS = {"judge": JUDGE, "max_new_tokens": 512, "max_pixels": 512 * 28 * 28}
 TOY_DEFAULTS = {"judge": "taxonomy", "max_new_tokens": 16, "max_pixels": None}
 
 MOST_JUDGE_ERRORS = 0.5  # a larger share of answers without a verdict ends the command
+ENOUGH_ANSWERS = 16      # fewer don't tell a few judge errors from a judge that is gone
+
 # The question of --choose.
 CHOICE = """{question}
 These answers were given before:
 {answers}
 Choose the one that is most likely right, and the most specific of those. Answer with it, word for word."""
-
-ENOUGH_ANSWERS = 16      # fewer don't tell a few judge errors from a judge that is gone
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -167,6 +167,7 @@ def answer_record(example: data.Example, group: Group, categories: list, embed) 
         scores["thought_not_said"].append(int(thought_not_said(example.label, text, answer)))
     if embed is not None:
         scores["semantic_similarity"] = similarity(embed, example.label, group.answers)
+    normalised = [answer and normalize_label(answer) for answer in group.answers]
     return {
         "id": example.id,
         "domain": example.domain,
@@ -174,8 +175,7 @@ def answer_record(example: data.Example, group: Group, categories: list, embed) 
         "texts": group.texts,
         "answers": group.answers,
         "categories": [category_name(category) for category in categories],
-        "majority": majority([None if answer is None else normalize_label(answer)
-                              for answer in group.answers]),
+        "majority": majority(normalised),
         "scores": scores,
     }
 
@@ -193,9 +193,9 @@ def own_choice(policy: Policy, image, group: Group, question: str, max_new_token
 
     listed = "\n".join(f"- {group.answers[place]}" for place in places.values())
     asked = CHOICE.format(question=question, answers=listed)
-    one, = sample(policy, [image], [group.id], asked, n=1, seed=seed, temperature=0.0,
-                  max_new_tokens=max_new_tokens)
-    chosen = one.answers[0]
+    groups = sample(policy, [image], [group.id], asked, n=1, seed=seed, temperature=0.0,
+                    max_new_tokens=max_new_tokens)
+    chosen = groups[0].answers[0]
     return None if chosen is None else places.get(normalize_label(chosen))
 
 

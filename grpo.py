@@ -35,7 +35,7 @@ def group_advantages(rewards: Tensor, scale: str = "std", eps: float = 1e-6,
     """(r - mean) / (std + eps) within each group; std is unbiased (ddof 1).
 
     floor: the baseline never falls below it (CoRPO), so that a reward below it never has a positive
-    advantage, whatever the group's others are.
+    advantage, whatever the group's others are. The std is then the spread about that baseline.
 
     rewards: (B, N), all finite. scale "none" leaves the division out (Dr. GRPO). Returns (B, N) float32
     (float64 if given so).
@@ -55,6 +55,10 @@ def group_advantages(rewards: Tensor, scale: str = "std", eps: float = 1e-6,
     advantages = rewards - baseline                                                         # (B, N)
     if scale == "std" and rewards.shape[1] > 1:
         std = rewards.std(dim=1, keepdim=True)                                              # (B, 1)
+        if floor is not None:
+            # about that baseline: a spread of next to nothing below the floor must not blow up
+            squares = advantages.square().sum(dim=1, keepdim=True)
+            std = (squares / (rewards.shape[1] - 1)).sqrt()                                 # (B, 1)
         advantages = advantages / (std + eps)
 
     # Equal rewards teach nothing, exactly: in floating point the mean of eight 0.3s is not 0.3, and dividing

@@ -443,8 +443,8 @@ def measured(tallies: Sequence[Tally], firsts: Sequence[Tally] = (), n: int = 1)
 
         # and what one gains without knowing it
         for name in PICKS:
-            picked = [tally.picks[name] for tally in tallies]
-            if any(flatten(picked)):
+            picked = [tally.picks[name] for tally in tallies if any(tally.picks[name])]
+            if picked:
                 summaries = [summarize(flatten(groups)) for groups in picked]
                 row[name] = figures_row(summaries, picked)
 
@@ -465,11 +465,13 @@ def figures_row(summaries: list[Summary], datasets: list[list]) -> dict:
 
 
 def best_of_row(tallies: Sequence[Tally], k: int) -> dict:
-    """figures_row of the best of k answers. The counts are means over all subsets of k."""
+    """figures_row of the best of k answers. The counts are means over all subsets of k. A dataset without an
+    image that has k verdicts is in no mean, unless there is no other."""
+    members = [tally for tally in tallies if tally.best_of(k)] or tallies[:1]
     summaries = []
     draws = []
     images = 0
-    for number, tally in enumerate(tallies):
+    for number, tally in enumerate(members):
         picked = tally.best_of(k)
         images += len(picked)
 

@@ -151,7 +151,14 @@ def permute_verdicts(groups: Sequence[Sequence[Category | None]], rng) -> list[l
     for group in groups:
         verdicts += [category for category in group if category is not None]
     rng.shuffle(verdicts)
-    return [[None if category is None else verdicts.pop() for category in group] for group in groups]
+
+    permuted = []
+    for group in groups:
+        dealt = []
+        for category in group:
+            dealt.append(None if category is None else verdicts.pop())
+        permuted.append(dealt)
+    return permuted
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -109,8 +109,8 @@ class Config:
     weight_decay: float = option(0.01, "AdamW weight decay", "official", FROM_0)
     loss: str = option("grpo", "loss", "official", choices=tuple(LOSSES))
     beta: float | None = option(None, "KL coefficient; None: by --loss, .01 or 0", "official: .01", FROM_0)
-    clip_low: float | None = option(None, "lower clip; None: by --loss, .2", "official: .2", FROM_0)
-    clip_high: float | None = option(None, "upper clip; None: by --loss, .2 or .28", "official: .2", FROM_0)
+    clip_low: float | None = option(None, "lower clip; None: by --loss", "official: .2", FROM_0)
+    clip_high: float | None = option(None, "upper clip; None: by --loss", "official: .2", FROM_0)
     overlong_buffer: int | None = option(None, "last tokens in which length costs reward; None: free",
                                          "official dapo: a quarter", COUNT)
     dynamic_sampling: bool = option(False, "draw images until a step's groups all have unequal rewards",
@@ -374,7 +374,11 @@ def draw_until_full(job: Job, step: int, batch: list, groups: list[Group], faile
 
     drawn = list(batch)
     kept = [group for group in groups if rewards_differ(group, config)]
-    while total(len(kept)) < config.images_per_step:
+    while True:
+        everyones = total(len(kept))
+        if everyones >= config.images_per_step:
+            break
+
         more = further_examples(job.examples, batch, config, step, log.batches)
         if log.batches == MOST_BATCHES or not more:
             raise TooFewGroups("--dynamic-sampling found too few groups of unequal rewards for step "
@@ -386,8 +390,15 @@ def draw_until_full(job: Job, step: int, batch: list, groups: list[Group], faile
         unreadable += new_unreadable
         drawn += more
 
+        # The run stops if too many of all that the step has drawn can't be read, or have no verdict.
+        all_unreadable = gather(unreadable)
+        all_failed = total(len(failed))
+        answered = len(drawn) - len(all_unreadable)
+        require_readable(all_unreadable, len(drawn), config.max_unreadable, f"step {step}")
+        trust(job.judge, all_failed, answered, config.max_judge_errors, f"groups of step {step}")
+
     # The first ones in the order of drawing make the step, whichever process holds them.
-    kept_ids = set(gather([group.id for group in kept]))
+    kept_ids = gather([group.id for group in kept])
     chosen = [example for example in drawn if example.id in kept_ids][:config.images_per_step]
     chosen_ids = {example.id for example in chosen}
     others = [example for example in drawn if example.id not in chosen_ids]
@@ -413,25 +424,28 @@ def rewarded_groups(job: Job, step: int, batch: list, log: StepLog) -> tuple[lis
     """Stages 1 to 3 of `train` for a further batch: (groups with rewards, those that the judge failed on,
     a line for each image that can't be read), of this process."""
     config = job.config
+
+    # 1. Rollout
     with log.timer("rollout"):
         examples, images, unreadable = data.read_images(share(batch))
-        require_readable(gather(unreadable), len(batch), config.max_unreadable, f"step {step}")
         ids = [example.id for example in examples]
         groups = sample(job.policy, images, ids, job.question, n=config.n, seed=config.seed,
                         stream=f"train/{step}", temperature=config.temperature,
                         max_new_tokens=config.max_new_tokens, max_rows=config.rows)
 
+    # 2. Judge
     with log.timer("judge"):
-        verdicts = judge_groups(job.judge, [example.label for example in examples],
-                                [group.answers for group in groups])
+        truths = [example.label for example in examples]
+        answers = [group.answers for group in groups]
+        verdicts = judge_groups(job.judge, truths, answers)
     for group, example, categories in zip(groups, examples, verdicts):
         group.truth = example.label
         group.categories = categories
 
     failed = [group for group in groups if JUDGE_ERROR in group.categories]
     groups = [group for group in groups if JUDGE_ERROR not in group.categories]
-    trust(job.judge, total(len(failed)), total(len(failed) + len(groups)), config.max_judge_errors,
-          f"groups of step {step}")
+
+    # 3. Reward
     give_rewards(groups, config, step)
     return groups, failed, unreadable
 

@@ -31,6 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -406,8 +407,8 @@ def save_pictures(images: list, folder: Path) -> list[data.Example]:
     for number, image in enumerate(images):
         file = folder / f"{number}.jpg"
         image.save(file)
-        examples.append(data.Example(file.name, names[number % len(names)], "cub", lambda file=file:
-                                     data.read_image(file)))
+        name = names[number % len(names)]
+        examples.append(data.Example(file.name, name, "cub", partial(data.read_image, file)))
     return examples
 
 
@@ -684,6 +685,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
     if args.n < 1 or args.tokens < 2 or args.longest < args.tokens:
         sys.exit("gpu.py: at least 1 answer and 2 tokens, and --longest no less than --tokens")
+    if args.steps and args.n < 2:
+        sys.exit("gpu.py: --steps needs groups of at least 2, --n 2")
     if args.steps < 0 or args.micro_batch < 1:
         sys.exit("gpu.py: --steps must be 0 or more, --micro-batch at least 1")
     if args.rows is None and not args.steps:

@@ -13,6 +13,7 @@ pictures, so the pixel limit is the server's.
 
 import argparse
 import base64
+import http.client
 import io
 import json
 import urllib.error
@@ -54,7 +55,8 @@ def ask(url: str, model: str, question: str, image, max_tokens: int) -> str:
     except urllib.error.HTTPError as error:
         said = error.read(200).decode(errors="replace")
         raise OSError(f"{url} answers {error.code}: {said}") from None
-    except (OSError, ValueError, LookupError, TypeError) as error:  # nobody there, or no chat's reply
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+        # nobody there, a reply that breaks off, or no chat's
         raise OSError(f"no answer from {url}: {error!r}") from None
     if not isinstance(text, str):
         raise OSError(f"no answer from {url}: its reply holds no text")

@@ -82,9 +82,13 @@ class WaitingRoom:
         members.append((text, future))
         if len(members) == size:
             self.whole.append((truth, self.waiting.pop(key)))
-            async with self.is_busy:
-                await self.judge_whole_groups()
+            # a task of its own: it goes on where this call is cancelled, for those who wait
+            await asyncio.shield(self.judge_in_turn())
         return await future
+
+    async def judge_in_turn(self) -> None:
+        async with self.is_busy:
+            await self.judge_whole_groups()
 
     async def judge_whole_groups(self) -> None:
         batch = self.whole
@@ -96,11 +100,13 @@ class WaitingRoom:
         except Exception as e:  # everyone who waits must hear of it
             for _, members in batch:
                 for _, future in members:
-                    future.set_exception(e)
+                    if not future.done():  # cancelled meanwhile
+                        future.set_exception(e)
             return
         for (_, members), scores in zip(batch, scored):
             for (_, future), score in zip(members, scores):
-                future.set_result(score)
+                if not future.done():
+                    future.set_result(score)
 
 
 local_room = lru_cache(WaitingRoom)

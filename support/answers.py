@@ -147,8 +147,20 @@ def answered_pattern(example, arguments: dict) -> dict:
     scores = {"text_inclusion": [FLAG] * n, "thought_not_said": [FLAG] * n}
     if arguments["embedder"]:
         scores["semantic_similarity"] = [COSINE] * n
-    return {"domain": example.domain, "truth": example.label, "texts": [TEXT] * n, "answers": [ANSWER] * n,
-            "categories": [CATEGORY] * n, "scores": scores}
+    pattern = {"domain": example.domain, "truth": example.label, "texts": [TEXT] * n, "answers": [ANSWER] * n,
+               "categories": [CATEGORY] * n, "majority": place_below(n), "scores": scores}
+    if arguments["choose"]:
+        pattern["choice"] = place_below(n)
+    return pattern
+
+
+def place_below(n: int) -> tuple:
+    """Which of the n answers is picked, as support.stored says it."""
+
+    def passes(value) -> bool:
+        return value is None or (type(value) is int and 0 <= value < n)
+
+    return passes, f"a number from 0 to {n - 1}, or null"
 
 
 def refuse_foreign_end(file: Path, end: bytes, place: tuple | None, arguments: dict) -> None:

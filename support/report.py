@@ -116,7 +116,8 @@ def settings(config: dict) -> str:
     page = '<div class="keys">\n'
     for key in SETTINGS:
         value = config.get(key)
-        if value in (None, 0, "rl") or key in unused:
+        is_off = value in (None, "rl") or (value == 0 and key != "corpo_floor")  # a floor of 0 is one
+        if is_off or key in unused:
             continue
         page += f"<span>{key.replace('_', ' ')} <b>{show(str(value))}</b></span>\n"
     return page + "</div>\n"

@@ -430,8 +430,15 @@ def test_corpo_floor_by_hand():
     assert (group_advantages(rewards)[0, 1:] > 0).all()
     floored = group_advantages(rewards, "none", floor=0.5)
     assert floored.tolist() == [[-1.5, -0.5, -0.5, -0.5], [0.25, 0.25, 0.25, -0.75], [0, 0, 0, 0]]
-    scaled = group_advantages(rewards, floor=0.5)                    # std 1/2
-    assert torch.allclose(scaled[0], torch.tensor([-3.0, -1, -1, -1]), atol=1e-4)
+    scaled = group_advantages(rewards, floor=0.5)                    # spread about .5: (2.25 + 3 / 4) / 3 = 1
+    assert torch.allclose(scaled[0], torch.tensor([-1.5, -0.5, -0.5, -0.5]), atol=1e-4)
+
+
+def test_a_floor_above_a_groups_rewards_does_not_blow_up():
+    """Seven 0 and one -1/128 below a floor of .5: about that baseline each is a deviation of some .5, and the
+    spread about it is (8 * .5^2 / 7)^.5 = .535."""
+    advantages = group_advantages(torch.tensor([[0.0] * 7 + [-1 / 128]]), floor=0.5)
+    torch.testing.assert_close(advantages, torch.full((1, 8), -0.9354), atol=0.02, rtol=0)
 
 
 @pytest.mark.parametrize("length, penalty", [(1, 0), (1536, 0), (1537, -1 / 512), (1792, -0.5), (2048, -1)])

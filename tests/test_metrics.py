@@ -273,3 +273,15 @@ def test_a_tally_holds_verdicts_in_their_places():
     assert row["images"] == 2 and row["unreadable"] == ["cannot read the image c"]
     assert list(measured([tally], n=10)["best_of"]) == ["1", "2", "4", "8", "10"]
     assert "best_of" not in measured([tally])
+
+
+def test_a_dataset_without_enough_verdicts_is_in_no_mean_of_best_of_k():
+    """One judge error an image leaves the second set without two verdicts anywhere."""
+    perfect, failed = Tally(), Tally()
+    for _ in range(3):
+        perfect.add({"categories": ["specific", "specific"], "majority": 0})
+        failed.add({"categories": ["error", "specific"], "majority": 0})
+    row = measured([perfect, failed], n=2)
+    best = row["best_of"]["2"]
+    assert best["summary"]["harmonic_mean"] == 1 and (best["images"], best["left_out"]) == (3, 3)
+    assert row["majority"]["summary"]["harmonic_mean"] == 1 and row["majority"]["images"] == 3
