@@ -82,6 +82,7 @@ WORDS = {
     "--prompt": NO_CHOICE,
     "--loss": NO_CHOICE,
     "--reward": NO_CHOICE,
+    "--control": NO_CHOICE,
     "--out": ["", "photo.jpg", "photo.jpg/x", "folder/full", NO_UTF8, "/dev/null", "/proc/x", "n" * 300],
     "--resume": [*NO_FOLDER, "pipe"],
     "--image": [*NO_FILE, "notes.txt", "empty"],
@@ -100,14 +101,15 @@ BESIDE = {"--judge-prompt": LLM, "--judge-cache": LLM, "--judge-model": SERVER, 
 PAIRS = {"--betas": [["x", "y"], ["0.9"], ["0.9", "1.5"], ["nan", "0.9"], ["-1", "0.9"], ["0.9", "1e300"]],
          "--ask": [["mallard"]],
          "--explain": [["mallard"]]}
-FLAGS = ["--checkpointing", "--no-checkpointing", "--download", "--help"]
+FLAGS = ["--checkpointing", "--no-checkpointing", "--dynamic-sampling", "--no-dynamic-sampling", "--choose",
+         "--download", "--help"]
 
 # A value for each option that is no number.
 VALID = {"--data": ["cub"], "--root": ["sets"], "--protocol": ["official"], "--split": ["test"],
          "--model": ["checkpoint"], "--judge": ["tree.json"], "--judge-model": ["m"],
          "--judge-prompt": ["short"], "--judge-key-file": ["key.txt"], "--judge-cache": ["none"],
          "--method": ["rl"], "--prompt": ["base"], "--loss": ["grpo"], "--reward": ["exact"],
-         "--betas": ["0.9", "0.9"], "--out": ["new"], "--resume": ["run"], "--image": ["photo.jpg"],
+         "--betas": ["0.9", "0.9"], "--control": ["shuffled"], "--out": ["new"], "--resume": ["run"], "--image": ["photo.jpg"],
          "--adapter": ["none"], "--embedder": ["judge"], "--audit": ["pairs.jsonl"], "--sheet": ["x.png"],
          "--ask": ["mallard", "duck"], "--explain": ["mallard", "duck"]}
 

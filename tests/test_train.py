@@ -650,7 +650,7 @@ def test_logged_rewards_are_those_trained_on(tmp_path, checkpoint, tree_judge, m
     monkeypatch.setattr(train, "group_rewards",
                         lambda *args: dealt.append([float(len(dealt))] * 7 + [0.0]) or dealt[-1])
     real = train.group_advantages
-    monkeypatch.setattr(train, "group_advantages", lambda r, scale: used.extend(r.tolist()) or real(r, scale))
+    monkeypatch.setattr(train, "group_advantages", lambda r, *args, **kw: used.extend(r.tolist()) or real(r, *args, **kw))
     run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "2", "--eval-every", "0"))
     assert [s["rewards"] for s in lines(run / "samples.jsonl")] == used == dealt and len(dealt) == 8
 
@@ -861,7 +861,8 @@ def test_dynamic_sampling_trims_in_the_order_of_drawing(monkeypatch):
         return [SimpleNamespace(id=e.id, categories=verdicts[e.id]) for e in batch], [], []
 
     monkeypatch.setattr(train, "rewarded_groups", rewarded_groups)
-    job = SimpleNamespace(config=train.Config(dynamic_sampling=True, images_per_step=2), examples=examples)
+    config = train.Config(dynamic_sampling=True, images_per_step=2)
+    job = SimpleNamespace(config=config, examples=examples, judge=None)
     first, _, _ = rewarded_groups(job, 1, examples[:2], None)
     batch, groups = train.draw_until_full(job, 1, examples[:2], first, [], [], train.StepLog())
     assert [group.id for group in groups] == ["1", drawn[2]] == [example.id for example in batch[:2]]
@@ -900,7 +901,7 @@ def test_noise_and_static_rewards_reach_the_samples(tmp_path, checkpoint, tree_j
     (["--n", "1"], "--n must be at least 2"), (["--odds", "-1"], "--odds must be 0 or more"),
     (["--odds", "inf"], "--odds must be 0 or more"),
     (["--odds", "1", "--reward", "exact"], "--odds moves the bar, and --reward exact has none"),
-    (["--overlong-buffer", "32"], "--overlong-buffer must be below --max-new-tokens 32"),
+    (["--overlong-buffer", "20"], "--overlong-buffer must be below --max-new-tokens 20"),
     (["--root", "nowhere"], "CUB-200-2011 is not in nowhere"), (["--data", "dogs"], "unknown dataset 'dogs'"),
     (["--images-per-step", "99"], "lower --images-per-step"),
     (["--model", "no/such"], "no model at 'no/such'"),
