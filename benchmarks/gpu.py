@@ -391,7 +391,7 @@ def set_rows(setup: Setup) -> None:
     where every completion is as long as it may be."""
     args = setup.args
     args.rows = rows_at_a_time(setup.policy, setup.judge, setup.question, args.n, args.images, args.longest,
-                          train.Config.max_pixels, most=args.rows)
+                               train.Config.max_pixels, most=args.rows)
     seconds, gb, _ = timed(setup.device, sample, setup, max(1, args.rows // args.n), args.longest)
     if setup.policy.rows is not None:
         sys.exit(f"gpu.py: support/memory.py lets {args.rows:,} rows decode at a time, and memory ran out")
