@@ -167,7 +167,7 @@ def answer_record(example: data.Example, group: Group, categories: list, embed) 
         scores["thought_not_said"].append(int(thought_not_said(example.label, text, answer)))
     if embed is not None:
         scores["semantic_similarity"] = similarity(embed, example.label, group.answers)
-    normalised = [answer and normalize_label(answer) for answer in group.answers]
+    normalised = [None if answer is None else normalize_label(answer) for answer in group.answers]
     return {
         "id": example.id,
         "domain": example.domain,

@@ -1128,7 +1128,7 @@ def load_whole(name: str, dtype):
     for key, in_file, in_model in sorted(found["mismatched_keys"]):
         raise ValueError(f"{key} is {tuple(in_file)} in its file, {tuple(in_model)} by its config.json")
 
-    # On an H100, PyTorch prefers cuDNN's attention, which prepares itself for every new length: half a second.
+    # On an H100, PyTorch prefers cuDNN's attention, which prepares itself for every new length.
     import torch
     torch.backends.cuda.enable_cudnn_sdp(False)
     return model

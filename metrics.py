@@ -476,7 +476,9 @@ def best_of_row(tallies: Sequence[Tally], k: int) -> dict:
         images += len(picked)
 
         # the summary of the mean counts
-        counts = {category: sum(shares[category] for shares in picked) for category in Category}
+        counts = {}
+        for category in Category:
+            counts[category] = sum(shares[category] for shares in picked)
         malformed = sum(shares[None] for shares in picked)
         summary = summary_of(counts, malformed, 0, 0)
         summaries.append(replace(summary, n=len(picked)))  # without the sum's rounding

@@ -111,8 +111,8 @@ def from_parts(model: nn.Module, processor: ProcessorMixin, name: str = "") -> P
         raise ValueError(f"{name or 'this model'} attends by {attention!r}: load it with "
                          "attn_implementation=\"sdpa\"")
 
-    # On an H100 and newer, PyTorch prefers cuDNN's attention, which prepares itself for every new shape: about
-    # a second each time, and here hardly two batches are equally long.
+    # On an H100, PyTorch prefers cuDNN's attention, which prepares itself for every new shape. Hardly two
+    # batches share one here: it doubled the time of an update.
     torch.backends.cuda.enable_cudnn_sdp(False)
 
     # A window of attention that slides ends inside the prompt for some tokens of a completion.

@@ -182,31 +182,15 @@ def train(job: Job) -> None:
         batch = step_examples(job.examples, config, step)
 
         # 1. Rollout: N answers to each image. Of several processes each takes its share of the images. An
-        #    image that can't be read is named, and left out. If too many are, the run stops.
+        #    image that can't be read is named, and left out.
         with log.timer("rollout"):
-            examples, images, unreadable = data.read_images(share(batch))
-            all_unreadable = gather(unreadable)
-            require_readable(all_unreadable, len(batch), config.max_unreadable, f"step {step}")
-            ids = [example.id for example in examples]
-            groups = sample(policy, images, ids, job.question, n=config.n, seed=config.seed,
-                            stream=f"train/{step}", temperature=config.temperature,
-                            max_new_tokens=config.max_new_tokens, max_rows=config.rows)
+            groups, unreadable = sample_groups(job, step, batch)
 
-        # 2. Judge: a rung for each answer, by its image's true label.
+        # 2. Judge: a rung for each answer, by its image's true label. A judge error is no verdict and never a
+        #    reward: its whole group leaves the step.
         with log.timer("judge"):
-            truths = [example.label for example in examples]
-            answers = [group.answers for group in groups]
-            verdicts = judge_groups(job.judge, truths, answers)
-            for group, truth, categories in zip(groups, truths, verdicts):
-                group.truth = truth
-                group.categories = categories
-
-        # A judge error is no verdict and never a reward: its whole group leaves the step. If too many fail,
-        # the run stops.
-        failed = [group for group in groups if JUDGE_ERROR in group.categories]
-        groups = [group for group in groups if JUDGE_ERROR not in group.categories]
-        trust(job.judge, total(len(failed)), total(len(failed) + len(groups)), config.max_judge_errors,
-              f"groups of step {step}")
+            groups, failed = judged(job, groups)
+        stop_if_too_many(job, step, batch, failed, unreadable)
 
         # 3. Reward: 1 for an answer at or above the image's own bar c*, the best rung that its group has
         #    reached (reward.dynamic_bar); 0 below it; -1 for a malformed answer. Groups of equal rewards are
@@ -324,9 +308,49 @@ def step_examples(examples: list, config: Config, step: int) -> list:
     return [examples[i] for i in order[start:start + config.images_per_step]]
 
 
+def sample_groups(job: Job, step: int, batch: list) -> tuple[list[Group], list[str]]:
+    """N answers to each image of this process's share of the batch, each group with its truth; and a line for
+    each image that can't be read."""
+    config = job.config
+    examples, images, unreadable = data.read_images(share(batch))
+    ids = [example.id for example in examples]
+    groups = sample(job.policy, images, ids, job.question, n=config.n, seed=config.seed,
+                    stream=f"train/{step}", temperature=config.temperature,
+                    max_new_tokens=config.max_new_tokens, max_rows=config.rows)
+    for group, example in zip(groups, examples):
+        group.truth = example.label
+    return groups, unreadable
+
+
+def judged(job: Job, groups: list[Group]) -> tuple[list[Group], list[Group]]:
+    """The groups whose answers all have a rung now, and those that the judge failed on."""
+    truths = [group.truth for group in groups]
+    answers = [group.answers for group in groups]
+    verdicts = judge_groups(job.judge, truths, answers)
+    for group, categories in zip(groups, verdicts):
+        group.categories = categories
+
+    whole = [group for group in groups if JUDGE_ERROR not in group.categories]
+    failed = [group for group in groups if JUDGE_ERROR in group.categories]
+    return whole, failed
+
+
+def stop_if_too_many(job: Job, step: int, drawn: list, failed: list[Group], unreadable: list[str]) -> None:
+    """Ends the run where too many of the images that the step has drawn can't be read, or have no verdict.
+    failed, unreadable: of this process."""
+    config = job.config
+    all_unreadable = gather(unreadable)
+    all_failed = total(len(failed))
+
+    require_readable(all_unreadable, len(drawn), config.max_unreadable, f"step {step}")
+    answered = len(drawn) - len(all_unreadable)
+    trust(job.judge, all_failed, answered, config.max_judge_errors, f"groups of step {step}")
+
+
 def give_rewards(groups: list[Group], config: Config, step: int) -> None:
     """Each group's N rewards, after what the ablations and the controls do to its verdicts. Their random
     numbers are seeded by step."""
+    # Ablation: noise in the judge.
     for group in groups:
         group.categories = with_noise(group.categories, config, step, group.id)
 
@@ -337,22 +361,29 @@ def give_rewards(groups: list[Group], config: Config, step: int) -> None:
         for group, categories in zip(groups, permuted):
             group.categories = categories
 
+    # The scheme's own rewards.
     for group in groups:
         group.rewards = group_rewards(group.categories, config)
 
     # DAPO's price of length.
     if config.overlong_buffer is not None:
         for group in groups:
-            lengths = group.mask.sum(dim=1).tolist()
-            penalties = [overlong_penalty(length, config.max_new_tokens, config.overlong_buffer)
-                         for length in lengths]
-            group.rewards = [reward + penalty for reward, penalty in zip(group.rewards, penalties)]
+            group.rewards = with_price_of_length(group, config)
 
     # Control: rewards within each group.
     if config.control == "shuffled":
         for group in groups:
             rng = random.Random(seed_for(config.seed, "shuffled", step, group.id))
             group.rewards = shuffle_rewards(group.rewards, rng)
+
+
+def with_price_of_length(group: Group, config: Config) -> list[float]:
+    """The group's N rewards, each with what its answer's length costs."""
+    priced = []
+    for reward, length in zip(group.rewards, group.mask.sum(dim=1).tolist()):
+        penalty = overlong_penalty(length, config.max_new_tokens, config.overlong_buffer)
+        priced.append(reward + penalty)
+    return priced
 
 
 class TooFewGroups(OSError):
@@ -365,44 +396,44 @@ def draw_until_full(job: Job, step: int, batch: list, groups: list[Group], faile
     further images are drawn until there are images_per_step groups again, in all processes together. What is
     above that is trimmed.
 
-    batch, groups: of the step so far; failed, unreadable: take in what else is drawn. Returns the step's
-    images, those of its groups first, and the groups that this process holds. Raises TooFewGroups.
+    batch, groups: of the step so far; groups of equal rewards are let go of at once, for their memory;
+    failed, unreadable: take in what else is drawn. Returns the step's images, those of its groups first, and
+    the groups that this process holds. Raises TooFewGroups.
     """
     config = job.config
     if not config.dynamic_sampling:
         return batch, groups
 
     drawn = list(batch)
-    kept = [group for group in groups if rewards_differ(group, config)]
+    groups[:] = [group for group in groups if rewards_differ(group, config)]
     while True:
-        everyones = total(len(kept))
+        everyones = total(len(groups))
         if everyones >= config.images_per_step:
             break
 
+        # Rollout, judge and reward, as in `train`, for images that the step has not drawn yet.
         more = further_examples(job.examples, batch, config, step, log.batches)
         if log.batches == MOST_BATCHES or not more:
             raise TooFewGroups("--dynamic-sampling found too few groups of unequal rewards for step "
                                f"{step} in {log.batches} batches: lower --images-per-step, or leave it out")
         log.batches += 1
-        new_groups, new_failed, new_unreadable = rewarded_groups(job, step, more, log)
-        kept += [group for group in new_groups if rewards_differ(group, config)]
+        drawn += more
+        with log.timer("rollout"):
+            new_groups, new_unreadable = sample_groups(job, step, more)
+        with log.timer("judge"):
+            new_groups, new_failed = judged(job, new_groups)
         failed += new_failed
         unreadable += new_unreadable
-        drawn += more
-
-        # The run stops if too many of all that the step has drawn can't be read, or have no verdict.
-        all_unreadable = gather(unreadable)
-        all_failed = total(len(failed))
-        answered = len(drawn) - len(all_unreadable)
-        require_readable(all_unreadable, len(drawn), config.max_unreadable, f"step {step}")
-        trust(job.judge, all_failed, answered, config.max_judge_errors, f"groups of step {step}")
+        stop_if_too_many(job, step, drawn, failed, unreadable)
+        give_rewards(new_groups, config, step)
+        groups += [group for group in new_groups if rewards_differ(group, config)]
 
     # The first ones in the order of drawing make the step, whichever process holds them.
-    kept_ids = gather([group.id for group in kept])
+    kept_ids = gather([group.id for group in groups])
     chosen = [example for example in drawn if example.id in kept_ids][:config.images_per_step]
     chosen_ids = {example.id for example in chosen}
     others = [example for example in drawn if example.id not in chosen_ids]
-    return chosen + others, [group for group in kept if group.id in chosen_ids]
+    return chosen + others, [group for group in groups if group.id in chosen_ids]
 
 
 def rewards_differ(group: Group, config: Config) -> bool:
@@ -418,36 +449,6 @@ def further_examples(examples: list, batch: list, config: Config, step: int, num
     order = [i for i in rng.permutation(len(examples)) if examples[i].id not in drawn]
     start = (number - 1) * config.images_per_step
     return [examples[i] for i in order[start:start + config.images_per_step]]
-
-
-def rewarded_groups(job: Job, step: int, batch: list, log: StepLog) -> tuple[list, list, list[str]]:
-    """Stages 1 to 3 of `train` for a further batch: (groups with rewards, those that the judge failed on,
-    a line for each image that can't be read), of this process."""
-    config = job.config
-
-    # 1. Rollout
-    with log.timer("rollout"):
-        examples, images, unreadable = data.read_images(share(batch))
-        ids = [example.id for example in examples]
-        groups = sample(job.policy, images, ids, job.question, n=config.n, seed=config.seed,
-                        stream=f"train/{step}", temperature=config.temperature,
-                        max_new_tokens=config.max_new_tokens, max_rows=config.rows)
-
-    # 2. Judge
-    with log.timer("judge"):
-        truths = [example.label for example in examples]
-        answers = [group.answers for group in groups]
-        verdicts = judge_groups(job.judge, truths, answers)
-    for group, example, categories in zip(groups, examples, verdicts):
-        group.truth = example.label
-        group.categories = categories
-
-    failed = [group for group in groups if JUDGE_ERROR in group.categories]
-    groups = [group for group in groups if JUDGE_ERROR not in group.categories]
-
-    # 3. Reward
-    give_rewards(groups, config, step)
-    return groups, failed, unreadable
 
 
 def with_noise(categories: list, config: Config, step: int, image_id: str) -> list:

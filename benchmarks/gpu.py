@@ -6,8 +6,8 @@
     python benchmarks/gpu.py --shape tiny --images 2 --n 2 --tokens 8 --text 40      does it run at all (CPU)
 
 What it prints, line by line as it is measured, is Markdown for docs/speed.md: a table of the step's parts, a
-line about the judge's rows, and a table of the cards on which the paper's run fits, with flags and hours. With
---steps: the memory of the rows that support/memory.py lets decode at a time, and a table of the steps.
+line about the judge's rows, and a table of the cards on which the paper's run fits, with flags and hours.
+With --steps: the memory of the rows that support/memory.py lets decode at a time, and a table of the steps.
 
 Random weights, no download: speed does not ask for sense. bfloat16 with float32 LoRA of rank 64; pictures of
 CUB's sizes, so prompts of many lengths, of 400 tokens for one of 500 x 375; completions of exactly 150
@@ -71,7 +71,7 @@ PAIRS = 1500  # distinct pairs of a truth and an answer in a step of 2,560 answe
 
 CARDS = (24, 48, 80, 141)  # GB
 ROWS = (64, 128, 256, 512, 1024, 2560)
-UPDATES = ((True, 1), (True, 2), (True, 4), (True, 8), (False, 1), (False, 2))  # checkpointing, images at a time
+UPDATES = ((True, 1), (True, 2), (True, 4), (True, 8), (False, 1), (False, 2))  # checkpointing, micro-batch
 UPDATED = 16               # images of each update that is timed
 ROW_TOKENS = (1024, 2048, 4096, 8192)
 
@@ -243,8 +243,8 @@ def score(setup: Setup, groups: list) -> None:
     for start in range(0, len(groups), at_once):
         some = groups[start:start + at_once]
         completions, mask, _ = rollout.stack(some, setup.policy.pad_id)   # (B, N, T)
-        policies.completion_logprobs(setup.policy, [group.prompt for group in some], completions.flatten(0, 1),
-                                     mask.flatten(0, 1))
+        prompts = [group.prompt for group in some]
+        policies.completion_logprobs(setup.policy, prompts, completions.flatten(0, 1), mask.flatten(0, 1))
 
 
 def score_reference(setup: Setup, groups: list) -> None:
@@ -415,8 +415,8 @@ def save_pictures(images: list, folder: Path) -> list[data.Example]:
 def print_steps(run: Path, config: train.Config) -> None:
     """The run's steps, as its log tells them."""
     flags = update_flags(config.micro_batch, config.checkpointing)
-    print(f"\nSteps of {config.images_per_step} images x {config.n} answers of {config.max_new_tokens} tokens, "
-          f"`--rows {config.rows} {flags}`:\n")
+    print(f"\nSteps of {config.images_per_step} images x {config.n} answers of {config.max_new_tokens} "
+          f"tokens, `--rows {config.rows} {flags}`:\n")
     print("| step | rollout | judge | update | seconds | tokens/s | peak GB | malformed | log-prob gap |")
     print("|---|---|---|---|---|---|---|---|---|")
     for line in (run / "log.jsonl").read_text().splitlines():
@@ -675,11 +675,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--longest", type=int, default=train.Config.max_new_tokens,
                    help="the longest completion that memory must hold, train.py's --max-new-tokens")
     p.add_argument("--text", type=int, default=400, help="prompt length of a 500 x 375 picture, with image")
-    p.add_argument("--rows", type=int, help="answers decoded at a time (default: 512, with --steps what fits)")
+    p.add_argument("--rows", type=int,
+                   help="answers decoded at a time (default: 512, with --steps what fits)")
     p.add_argument("--steps", type=int, default=0, help="so many whole steps instead of the parts")
     p.add_argument("--micro-batch", type=int, default=train.Config.micro_batch, help="of those steps")
-    p.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=train.Config.checkpointing,
-                   help="in those steps")
+    p.add_argument("--checkpointing", action=argparse.BooleanOptionalAction,
+                   default=train.Config.checkpointing, help="in those steps")
     p.add_argument("--peak", type=float, help="the card's dense bf16 flops a second (default: by its name)")
     args = p.parse_args(argv)
 

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from benchmarks.bar_at_k import bar_at_k
 from benchmarks.odds_figure import curve_svg
-from metrics import average, difference, summarize
+from metrics import average, best_of_n, difference, summarize
 from reward import Category
 
 # Every method by name, with the options that make it, in parts. Without options: SpeciaRL in the toy preset.
@@ -149,7 +149,7 @@ BESIDE = {
 TITLES = {
     "controls": "Controls",
     "n": "Answers an image, 128 a step",
-    "odds": "Odds",
+    "odds": "Odds at N = 16, other rewards at N = 8",
     "static": "Static rewards",
     "noise": "Noise in the judge",
     "judge": "A worse judge",
@@ -256,15 +256,6 @@ def train_method(method: str, seed: int, folder: Path, options: list[str]) -> No
     command(["--seed", str(seed), "--out", str(folder), "--eval-every", "0", *given])
 
 
-def best_verdicts(groups: list[list]) -> list[int | None]:
-    """The best verdict of each image's answers, None where all are malformed."""
-    best = []
-    for group in groups:
-        readable = [category for category in group if category is not None]
-        best.append(max(readable, default=None))
-    return best
-
-
 def measure(policy, judge, question: str, n: int, temperature: float, seed: int, split: str) -> dict:
     """The policy's answers to all four domains -> domain -> {"categories": the best verdict of an image's n
     answers, "shows": what its pixels carry}, a list entry an image."""
@@ -281,7 +272,7 @@ def measure(policy, judge, question: str, n: int, temperature: float, seed: int,
             index = int(record["id"].rsplit("/", 1)[1])  # toy-bird/test/17
             _, _, shown = world.draw(domain, split, index)
             shows.append(shown)
-        domains[domain] = {"categories": best_verdicts(found["groups"]), "shows": shows}
+        domains[domain] = {"categories": best_of_n(found["groups"]), "shows": shows}
     return domains
 
 
@@ -512,8 +503,8 @@ def draw_odds(runs: dict[str, list[dict]], file: Path) -> None:
         seeds = [figures(result, "temperature 1", inside=False) for result in results]
         specificity = fmean(seed["specificity"] for seed in seeds)
         correctness = fmean(seed["correctness"] for seed in seeds)
-        points[method] = (specificity, correctness)
-    curve = ["N = 16, the paper's bar", *[f"N = 16, odds {name}" for name in ("1/4", "1/2", "1", "2", "4")]]
+        points[method.removeprefix("N = 16, ")] = (specificity, correctness)
+    curve = ["the paper's bar", "odds 1/4", "odds 1/2", "odds 1", "odds 2", "odds 4"]
     file.write_text(curve_svg(points, curve), encoding="utf-8")
 
 

@@ -13,11 +13,12 @@ of one length; "cub", as CUB-200-2011's images are (step.cub_sizes). The systems
     sequences     the same, repeated by `generate` itself (num_return_sequences = N)
 
 All sample by rollout.Sampler with the same random numbers, so their answers are the same, but where a number
-lies within rounding of the edge between two neighbouring tokens: "differ" counts those rows, at most 2 % or one;
-any other difference fails. CPU seconds of one thread, each system in a process of its own, after a small rollout
-to warm up; "before" is what passed until the decoder's first pass (the vision tower). Passes are forward
-calls of the language decoder, rounds calls of `generate`. Memory is how far the peak rises above what is held
-at the decoder's first pass, MB; memory that was freed before is given back first, or it would hide growth.
+lies within rounding of the edge between two neighbouring tokens: "differ" counts those rows, at most 2 % or
+one; any other difference fails. CPU seconds of one thread, each system in a process of its own, after a small
+rollout to warm up; "before" is what passed until the decoder's first pass (the vision tower). Passes are
+forward calls of the language decoder, rounds calls of `generate`. Memory is how far the peak rises above what
+is held at the decoder's first pass, MB; memory that was freed before is given back first, or it would hide
+growth.
 """
 
 import argparse

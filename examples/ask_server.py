@@ -3,9 +3,9 @@
     python -m examples.ask_server --server http://localhost:8000 --model speciarl --data cub --root data \\
         --judge http://localhost:8001 --judge-model Qwen/Qwen3-4B-Instruct-2507 --out answers.jsonl
 
-docs/trainers.md says how vLLM serves an adapter. Any OpenAI-compatible server that takes pictures will do. A
-line of the answers' file is an image: its truth, the server's text, the answer in it, its category. The same
-command goes on where a killed one was. A server that fails ends the command with one line.
+docs/trainers.md says how vLLM serves an adapter. Any OpenAI-compatible server that takes pictures will do.
+The answers' file is evaluate.py's (support/answers.py): a line an image, and the same command goes on where a
+killed one was. A server that fails, and a judge that is gone, end the command with one line.
 
 Where this departs from evaluate.py: one greedy answer an image; no bootstrap; the server prepares the
 pictures, so the pixel limit is the server's.
@@ -18,19 +18,23 @@ import io
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
+import torch
 from tqdm import tqdm
 
 import data
-from judge import JUDGE_ERROR, category_name, judge_groups, open_judge, parse_answer
+from evaluate import batch_records, trusted_batches
+from judge import judge_groups, open_judge, parse_answer
 from judges.server import endpoint
-from metrics import Summary, summarize
-from reward import Category
+from metrics import Summary, Tally
 from rollout import PROMPTS
-from support.command_line import one_line_errors
-from support.files import append
+from support.answers import append_answers, lock_answers, stored_answers
+from support.command_line import COUNT, TOKENS, check_value, one_line_errors
+from support.opening import JudgeFailed
 
 TIMEOUT = 300  # seconds
 
@@ -63,59 +67,34 @@ def ask(url: str, model: str, question: str, image, max_tokens: int) -> str:
     return text
 
 
-def answer_batch(args: argparse.Namespace, judge, examples: list[data.Example]) -> list[dict]:
-    """Asks about these images side by side, then judges the answers in one call. Returns a record each."""
+def answer_in_batches(args: argparse.Namespace, judge, examples: list[data.Example]) -> Iterator[list[dict]]:
+    """Yields the records of --workers images at a time: they are asked about side by side, and their answers
+    judged in one call."""
     url = endpoint(args.server)
 
-    def text_for(example: data.Example) -> str | None:
-        try:
-            image = example.image()
-        except data.BadImage:
-            return None
+    def answer(image) -> str:
         return ask(url, args.model, PROMPTS[args.prompt], image, args.max_new_tokens)
 
     with ThreadPoolExecutor(args.workers) as pool:
-        texts = list(pool.map(text_for, examples))
+        for start in tqdm(range(0, len(examples), args.workers), desc="answers"):
+            batch = examples[start:start + args.workers]
+            readable, images, unreadable = data.read_images(batch)
+            texts = list(pool.map(answer, images))
 
-    # Each answer is a group of one; an image that can't be read is an empty one.
-    groups = [[] if text is None else [parse_answer(text)] for text in texts]
-    judged = judge_groups(judge, [example.label for example in examples], groups)
-
-    records = []
-    for example, text, answers, categories in zip(examples, texts, groups, judged):
-        record = {"id": example.id, "model": args.model, "prompt": args.prompt, "truth": example.label,
-                  "text": text}
-        for answer, category in zip(answers, categories):
-            record |= {"answer": answer, "category": category_name(category)}
-        records.append(record)
-    return records
+            # Each answer is a group of one.
+            groups = [SimpleNamespace(texts=[text], answers=[parse_answer(text)]) for text in texts]
+            truths = [example.label for example in readable]
+            judged = judge_groups(judge, truths, [group.answers for group in groups])
+            yield batch_records(batch, readable, groups, judged, unreadable, embed=None)
 
 
-def stored_records(file: Path, model: str, prompt: str) -> list[dict]:
-    """What an earlier run of the same command has written. Raises ValueError where it was another command."""
-    if not file.exists():
-        return []
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
-
-    # A kill can leave a last line without its end: it is cut off.
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-        file.write_text("".join(lines), encoding="utf-8")
-
-    records = [json.loads(line) for line in lines]
-    for record in records:
-        if (record["model"], record["prompt"]) != (model, prompt):
-            raise ValueError(f"{file} holds the answers of {record['model']} to {record['prompt']!r}: "
-                             "give another --out")
-    return records
-
-
-def summary_of(records: list[dict]) -> Summary:
-    """The figures of all records; an image without a text could not be read."""
-    by_name = {category_name(category): category for category in (*Category, None)}
-    said = [record["category"] for record in records if record["text"] is not None]
-    judged = [by_name[name] for name in said if name != JUDGE_ERROR]
-    return summarize(judged, len(said) - len(judged), len(records) - len(said))
+def answer_arguments(args: argparse.Namespace) -> dict:
+    """All that the answers depend on: another command's are refused. What evaluate.py could do and this can't
+    is in it as evaluate.py says that it is not done."""
+    arguments = dict(vars(args))
+    for name in ("server", "workers", "out"):
+        del arguments[name]
+    return arguments | {"question": PROMPTS[args.prompt], "n": 1, "embedder": None, "choose": False}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -135,24 +114,40 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
+def answer_all(args: argparse.Namespace) -> Tally:
+    """What all answers came to: those of an earlier run of this command, which are not asked for again, and
+    the rest. Raises ValueError, OSError, JudgeFailed."""
+    for name, must in {"workers": COUNT, "max_new_tokens": TOKENS, "limit": COUNT}.items():
+        check_value(name, getattr(args, name), must)
+    file = Path(args.out)
+    arguments = answer_arguments(args)
+    examples = data.load(args.data, args.split, args.root, args.limit)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    judge = open_judge(args.judge, model=args.judge_model, device=device)
+
+    tally = Tally()
+    with lock_answers(file) as lock:
+        for _, _, record in stored_answers(file, arguments, [args.model], {args.data: examples}):
+            tally.add(record)
+
+        rest = examples[len(tally.groups):]
+        batches = answer_in_batches(args, judge, rest)
+        for records in trusted_batches(batches, judge, len(rest)):
+            append_answers(file, arguments, args.model, args.data, records, bool(tally.groups), lock)
+            for record in records:
+                tally.add(record)
+    return tally
+
+
 def main(argv: list[str] | None = None) -> Summary:
     args = parse_args(argv)
-    file = Path(args.out)
     with one_line_errors("ask_server.py"):
-        examples = data.load(args.data, args.split, args.root, args.limit)
-        judge = open_judge(args.judge, model=args.judge_model)
+        try:
+            tally = answer_all(args)
+        except JudgeFailed as error:
+            raise OSError(f"{error}; what is written stands, the same command goes on") from None
 
-        # What an earlier run of this command has is not asked again.
-        records = stored_records(file, args.model, args.prompt)
-        done = {record["id"] for record in records}
-        rest = [example for example in examples if example.id not in done]
-
-        for start in tqdm(range(0, len(rest), args.workers), desc="answers"):
-            batch = answer_batch(args, judge, rest[start:start + args.workers])
-            append(file, batch)
-            records += batch
-
-    summary = summary_of(records)
+    summary = tally.summary()
     print(f"{args.data}: correctness {summary.correctness:.3f}, specificity {summary.specificity:.3f}, "
           f"harmonic mean {summary.harmonic_mean:.3f} of {summary.n} answers; {summary.malformed} malformed, "
           f"{summary.judge_errors} without a verdict, {summary.unreadable} unreadable images")

@@ -14,6 +14,7 @@ Where this departs from train.py (docs/trainers.md):
 """
 
 import argparse
+import os
 
 import torch
 from datasets import Dataset
@@ -29,6 +30,10 @@ from rollout import PROMPTS
 # Every linear layer of the language model; never the vision tower, never lm_head.
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
+# As accelerate and torchrun tell each process.
+PROCESSES = int(os.environ.get("WORLD_SIZE", 1))
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
+
 
 def settings(args: argparse.Namespace, banned: list[int]) -> GRPOConfig:
     """train.py's defaults (--loss grpo) in TRL's names. banned: tokens that are never sampled."""
@@ -37,8 +42,8 @@ def settings(args: argparse.Namespace, banned: list[int]) -> GRPOConfig:
         # images_per_step images are sampled at a time, and minibatch of them make an optimizer step: (rows of
         # a forward) * (forwards) = images * N, over all processes.
         per_device_train_batch_size=args.n,
-        gradient_accumulation_steps=args.minibatch // args.processes,
-        steps_per_generation=args.images_per_step // args.processes,
+        gradient_accumulation_steps=args.minibatch // PROCESSES,
+        steps_per_generation=args.images_per_step // PROCESSES,
         num_generations=args.n,
         num_train_epochs=15,
         max_steps=args.steps,
@@ -92,7 +97,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--n", type=int, default=8, help="answers an image")
     p.add_argument("--images-per-step", type=int, default=256, help="images sampled at a time")
     p.add_argument("--minibatch", type=int, default=128, help="images an optimizer step")
-    p.add_argument("--processes", type=int, default=1, help="as many as accelerate starts")
     p.add_argument("--steps", type=int, default=-1, help="optimizer steps; -1: 15 epochs")
     p.add_argument("--max-new-tokens", type=int, default=512)
     p.add_argument("--out", default="runs/trl")
@@ -101,9 +105,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> GRPOTrainer:
     args = parse_args(argv)
-    if args.minibatch % args.processes or args.images_per_step % args.minibatch:
-        raise SystemExit("trl_grpo.py: --minibatch must be a multiple of --processes, --images-per-step of "
-                         "--minibatch")
+    if min(args.minibatch, args.images_per_step) < 1:
+        raise SystemExit("trl_grpo.py: --minibatch and --images-per-step must be at least 1")
+    if args.minibatch % PROCESSES or args.images_per_step % args.minibatch:
+        raise SystemExit(f"trl_grpo.py: --minibatch must be a multiple of the {PROCESSES} processes, "
+                         "--images-per-step of --minibatch")
     cuda = torch.cuda.is_available()
     examples = data.load(args.data, "train", args.root, args.limit)
 
@@ -116,7 +122,7 @@ def main(argv: list[str] | None = None) -> GRPOTrainer:
     # of every prompt but the longest are wrong.
     policy.tokenizer.padding_side = "left"
 
-    judge = open_judge(args.judge, model=args.judge_model, device="cuda" if cuda else "cpu")
+    judge = open_judge(args.judge, model=args.judge_model, device=f"cuda:{LOCAL_RANK}" if cuda else "cpu")
     trainer = GRPOTrainer(
         model=policy.model,
         processing_class=policy.processor,

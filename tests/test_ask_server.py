@@ -9,7 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
+import trees
 from examples import ask_server
+from judge import JUDGE_ERROR
 from reward import Category
 
 # The picture's first pixel -> what the server says of it.
@@ -28,9 +30,11 @@ class Handler(BaseHTTPRequestHandler):
         reply = {"choices": [{"message": {"content": SAYS[red]}}]}
         if status != 200:
             reply = {"error": "no such model"}
+        content = json.dumps(reply).encode()
         self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(json.dumps(reply).encode())
+        self.wfile.write(content[:5] if self.server.short else content)
 
     def log_message(self, *args):
         pass
@@ -41,6 +45,7 @@ def server():
     made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.bodies = []
     made.status = 200
+    made.short = False  # whether a reply breaks off
     threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
     yield made
     made.shutdown()
@@ -67,22 +72,59 @@ def test_answers_are_judged_and_the_same_command_asks_nothing_twice(server, argu
     summary = ask_server.main(arguments)
     assert summary.counts[Category.SPECIFIC] == 1
     assert (summary.n, summary.malformed, summary.unreadable) == (3, 1, 1)
-    records = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert [record["text"] for record in records] == [*SAYS.values(), None]
-    assert [record.get("category") for record in records][2:] == ["malformed", None]
+    file = tmp_path / "answers.jsonl"
+    whole = file.read_bytes()
+    arguments_line, *records = [json.loads(line) for line in whole.splitlines()]
+    assert arguments_line["arguments"]["model"] == "speciarl"
+    assert [record.get("texts") for record in records] == [*[[text] for text in SAYS.values()], None]
+    assert [record.get("categories") for record in records][2:] == [["malformed"], None]
     assert len(server.bodies) == 3 and server.bodies[0]["model"] == "speciarl"
 
     # A line that a kill tore is asked for again, and nothing else.
-    file = tmp_path / "answers.jsonl"
-    whole = file.read_text()
     assert ask_server.main(arguments) == summary
     assert len(server.bodies) == 3
-    file.write_text(whole[:whole.index("red finch", whole.index("\n"))])
+    third = whole.splitlines(keepends=True)[2]
+    file.write_bytes(whole[:whole.index(third) + len(third) // 2])
     assert ask_server.main(arguments) == summary
-    assert len(server.bodies) == 5 and file.read_text() == whole
+    assert len(server.bodies) == 5 and file.read_bytes() == whole
 
-    with pytest.raises(SystemExit, match="holds the answers of speciarl to 'base': give another --out"):
-        ask_server.main(arguments + ["--model", "base"])
+
+@pytest.mark.parametrize("change, message", [
+    (["--model", "other"], "model was speciarl, now other"),
+    (["--prompt", "specific"], "prompt was base, now specific"),
+    (["--max-new-tokens", "9"], "max_new_tokens was 512, now 9"), (["--workers", "0"], "--workers must be"),
+    (["--limit", "2"], "limit was None, now 2")])
+def test_another_command_at_the_same_file_ends_in_one_line(arguments, tmp_path, change, message):
+    ask_server.main(arguments)
+    file = tmp_path / "answers.jsonl"
+    whole = file.read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        ask_server.main(trees.with_options(arguments, *change))
+    assert message in str(stopped.value) and "\n" not in str(stopped.value)
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [b"my precious notes", b"{}\n", b"[1]\n", b"\xff\n"])
+def test_somebody_elses_file_stays_as_it_is(arguments, tmp_path, content):
+    file = tmp_path / "answers.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        ask_server.main(arguments)
+    assert "\n" not in str(stopped.value) and file.read_bytes() == content
+
+
+def test_a_judge_that_is_gone_keeps_nothing(arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr(ask_server, "judge_groups", lambda judge, truths, _: [[JUDGE_ERROR] for _ in truths])
+    with pytest.raises(SystemExit, match="the judge failed on 3 of 3 answers") as stopped:
+        ask_server.main(arguments)
+    assert "\n" not in str(stopped.value) and not (tmp_path / "answers.jsonl").exists()
+
+
+def test_a_reply_that_breaks_off_ends_in_one_line(server, arguments):
+    server.short = True
+    with pytest.raises(SystemExit, match="no answer from .*IncompleteRead") as stopped:
+        ask_server.main(arguments)
+    assert "\n" not in str(stopped.value)
 
 
 def test_a_server_that_fails_ends_in_one_line(server, arguments, tmp_path):

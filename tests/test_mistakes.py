@@ -109,7 +109,8 @@ VALID = {"--data": ["cub"], "--root": ["sets"], "--protocol": ["official"], "--s
          "--model": ["checkpoint"], "--judge": ["tree.json"], "--judge-model": ["m"],
          "--judge-prompt": ["short"], "--judge-key-file": ["key.txt"], "--judge-cache": ["none"],
          "--method": ["rl"], "--prompt": ["base"], "--loss": ["grpo"], "--reward": ["exact"],
-         "--betas": ["0.9", "0.9"], "--control": ["shuffled"], "--out": ["new"], "--resume": ["run"], "--image": ["photo.jpg"],
+         "--betas": ["0.9", "0.9"], "--control": ["shuffled"], "--out": ["new"], "--resume": ["run"],
+         "--image": ["photo.jpg"],
          "--adapter": ["none"], "--embedder": ["judge"], "--audit": ["pairs.jsonl"], "--sheet": ["x.png"],
          "--ask": ["mallard", "duck"], "--explain": ["mallard", "duck"]}
 

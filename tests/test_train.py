@@ -650,7 +650,12 @@ def test_logged_rewards_are_those_trained_on(tmp_path, checkpoint, tree_judge, m
     monkeypatch.setattr(train, "group_rewards",
                         lambda *args: dealt.append([float(len(dealt))] * 7 + [0.0]) or dealt[-1])
     real = train.group_advantages
-    monkeypatch.setattr(train, "group_advantages", lambda r, *args, **kw: used.extend(r.tolist()) or real(r, *args, **kw))
+
+    def seen(rewards, *args, **settings):
+        used.extend(rewards.tolist())
+        return real(rewards, *args, **settings)
+
+    monkeypatch.setattr(train, "group_advantages", seen)
     run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "2", "--eval-every", "0"))
     assert [s["rewards"] for s in lines(run / "samples.jsonl")] == used == dealt and len(dealt) == 8
 
@@ -856,14 +861,15 @@ def test_dynamic_sampling_trims_in_the_order_of_drawing(monkeypatch):
     verdicts = dict.fromkeys("12345", [S, W]) | {"0": [W, W]}
     drawn = []
 
-    def rewarded_groups(job, step, batch, log):
+    def sample_groups(job, step, batch):
         drawn.extend(example.id for example in batch)
-        return [SimpleNamespace(id=e.id, categories=verdicts[e.id]) for e in batch], [], []
+        return [SimpleNamespace(id=e.id, categories=verdicts[e.id]) for e in batch], []
 
-    monkeypatch.setattr(train, "rewarded_groups", rewarded_groups)
+    monkeypatch.setattr(train, "sample_groups", sample_groups)
+    monkeypatch.setattr(train, "judged", lambda job, groups: (groups, []))
     config = train.Config(dynamic_sampling=True, images_per_step=2)
     job = SimpleNamespace(config=config, examples=examples, judge=None)
-    first, _, _ = rewarded_groups(job, 1, examples[:2], None)
+    first, _ = sample_groups(job, 1, examples[:2])
     batch, groups = train.draw_until_full(job, 1, examples[:2], first, [], [], train.StepLog())
     assert [group.id for group in groups] == ["1", drawn[2]] == [example.id for example in batch[:2]]
     assert len(drawn) == 4 and {example.id for example in batch} == set(drawn)
