@@ -1,6 +1,6 @@
 """Rollouts alone: seconds, decoder passes, rounds and memory, beside other ways to N answers an image.
 
-    python benchmarks/rollout.py                    about ten minutes on one CPU thread
+    python benchmarks/rollout.py                    about half an hour on one CPU thread
     python benchmarks/rollout.py --only counts      what a whole step's rollout must cost, counted: no timing
 
 The model of benchmarks/step.py, with LoRA 64 and completions of a fixed length. Sizes: "equal", all prompts

@@ -1,6 +1,6 @@
 """Seconds and memory of a training step: the plain path, ours, and TRL's GRPOTrainer where it is installed.
 
-    python benchmarks/step.py                    about ten minutes on one CPU thread
+    python benchmarks/step.py                    about half an hour on one CPU thread
     python benchmarks/step.py --only step --sizes cub
     python benchmarks/step.py --only growth      how the update grows with N
 
@@ -358,10 +358,15 @@ def child(script: str, *arguments) -> dict:
 def print_step(systems: tuple, sizes: str, tokens: int) -> None:
     """A row for each system, then each one's ratio to ours."""
     seen = {what: child(__file__, what, sizes, tokens) for what in systems}
-    same = seen["plain"]["first"] == seen["ours"]["first"]
+    differ = 0
+    rows = 0
+    for plain_group, our_group in zip(seen["plain"]["first"], seen["ours"]["first"], strict=True):
+        for plain_row, our_row in zip(plain_group, our_group, strict=True):
+            rows += 1
+            differ += plain_row != our_row
     lengths = ", ".join(map(str, seen["ours"]["prompts"]))
-    print(f"\n{tokens} tokens, sizes {sizes}, prompts of {lengths}; plain and ours sample the same "
-          f"answers in the first step: {same}")
+    print(f"\n{tokens} tokens, sizes {sizes}, prompts of {lengths}; of the first step's {rows} answers "
+          f"{differ} differ between plain and ours")
     print(" " * 8 + "".join(f"{heading:>11}" for heading in (*PARTS, "tokens/s", "memory")))
     for what, figures in seen.items():
         line = f"{what:<8}"
