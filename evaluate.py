@@ -41,8 +41,8 @@ from metrics import Tally, majority, means_over, measured, merge, similarity, te
 from policy import Policy
 from rollout import PROMPTS, Group, sample
 from support.answers import answers_file, append_answers, lock_answers, stored_answers, weights_hash
-from support.command_line import (ANSWERS, COUNT, FROM_0, SECONDS, SEED, SHARE, TEMPERATURE, TOKENS,
-                                  check_value, first_line)
+from support.command_line import (ANSWERS, COUNT, FROM_0, REQUESTS, SECONDS, SEED, SHARE, TEMPERATURE,
+                                  TOKENS, check_value, first_line)
 from support.embedder import load_embedder
 from support.files import write_json
 from support.memory import rows_at_a_time
@@ -354,7 +354,7 @@ def check_options(args) -> None:
     # numbers
     numbers = {"n": ANSWERS, "rows": COUNT, "max_new_tokens": TOKENS, "max_pixels": COUNT, "limit": COUNT,
                "seed": SEED, "temperature": FROM_0, "max_unreadable": SHARE, "judge_timeout": SECONDS,
-               "judge_patience": SECONDS}
+               "judge_patience": SECONDS, "judge_workers": REQUESTS, "judge_tokens": TOKENS}
     for name, must in numbers.items():
         check_value(name, getattr(args, name), must)
     if args.temperature:  # 0 is greedy
@@ -432,7 +432,7 @@ def answer_arguments(args, command: Command) -> dict:
     Left out is what only says where they go, how many are decoded at a time, and how a judge is reached."""
     arguments = dict(vars(args))
     for name in ("image", "out", "rows", "max_unreadable", "judge_cache", "judge_key_file", "judge_timeout",
-                 "judge_patience"):
+                 "judge_patience", "judge_workers", "judge_tokens"):
         del arguments[name]
     arguments["adapter"] = command.adapters
     arguments["model"] = command.model

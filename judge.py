@@ -30,6 +30,7 @@ import stat
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 
@@ -743,16 +744,22 @@ QUOTATION = re.compile(r"""
     """, re.VERBOSE)
 
 # Where a thought begins and where it ends, with the signs of several families of models, in lower case.
-THOUGHT = r"(?: seed: )? (?: think | thinking | thought | reasoning )"
+THOUGHT = r"(?: think | thinking | thoughts? | reason | reasoning | reflection )"
 THOUGHT_BEGINS = re.compile(rf"""
-    [<\[◁] {THOUGHT} [>\]▷]                         # "<think>", "[THINK]", "<seed:think>", "◁think▷"
+    [<\[◁] (?: \w{{1,20}}: )? {THOUGHT} [>\]▷]       # "<think>", "[THINK]", "<seed:think>", "◁think▷"
+  | <\| (?: start | begin ) _ (?: of_ )? {THOUGHT} \|>   # "<|START_THINKING|>", "<|begin_of_thought|>"
+  | <\|channel> \s* thought | <unused94> \s* thought    # Gemma
   | <\|channel\|> (?! \s* final \b )                # gpt-oss: "<|channel|>analysis<|message|>"
   | ^ \s* analysis (?=\w)                           # the same, decoded without control tokens
+  | ^ \s* here[ ]is[ ]my[ ]thought[ ]process:        # Granite
     """, re.VERBOSE)
 THOUGHT_ENDS = re.compile(rf"""
-    [<\[◁] / {THOUGHT} [>\]▷]
+    [<\[◁] / (?: \w{{1,20}}: )? {THOUGHT} [>\]▷]
+  | <\| end _ (?: of_ )? {THOUGHT} \|>
+  | <channel\|> | <unused95>
   | <\|channel\|> \s* final \b
   | assistantfinal                                  # "analysisWe compare ...assistantfinalwrong"
+  | here[ ]is[ ]my[ ]response:
     """, re.VERBOSE)
 
 
@@ -1054,9 +1061,10 @@ class LLMJudge(BaseJudge):
     def render(self, pair: Pair) -> str:
         """The prompt about one normalised pair, up to where the verdict begins."""
         turns = chat(self.prompt, pair)
-        # Templates of models that don't think ignore enable_thinking.
+        # Templates of models that don't think ignore enable_thinking. Some write today's date into the prompt,
+        # with which verdicts would change from day to day.
         return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True,
-                                                  enable_thinking=False)
+                                                  enable_thinking=False, strftime_now=one_date)
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -1093,6 +1101,11 @@ class LLMJudge(BaseJudge):
             times = [file.stat().st_mtime_ns for file in files]
             name = repr([str(Path(name).resolve()), *times])
         return cls(model, tokenizer, name=name, **kwargs)
+
+
+def one_date(form: str) -> str:
+    """What chat templates are given for today's date: always the same day."""
+    return date(2026, 1, 1).strftime(form)
 
 
 def refuse_foreign_code(name: str) -> None:
@@ -1141,6 +1154,8 @@ JUDGES = Path(__file__).with_name("judges")  # the folder that may be left behin
 LONGEST_REASON = 300  # letters
 TIMEOUT = 30.0    # seconds that a server has for a request
 PATIENCE = 300.0  # and for all pairs of a step
+WORKERS = 16      # requests at a time
+TOKENS = 1024     # of a reply, a model's thoughts among them
 
 
 def need_judges(what: str) -> None:
@@ -1170,10 +1185,11 @@ def load_llm(name: str, prompt: str | None, device) -> LLMJudge:
 
 
 def open_judge(name: str, model: str | None = None, prompt: str | None = None, key_file: str | None = None,
-               cache=None, device="cpu", timeout: float = TIMEOUT, patience: float = PATIENCE) -> Judge:
+               cache=None, device="cpu", timeout: float = TIMEOUT, patience: float = PATIENCE,
+               workers: int = WORKERS, tokens: int = TOKENS) -> Judge:
     """A judge by its name: a server's URL (with the model's name there), a taxonomy's JSON file, or a chat
-    model; `cache`: a file to remember verdicts in; timeout, patience: seconds that a server has for a request
-    and for a call. Raises ValueError or OSError."""
+    model; `cache`: a file to remember verdicts in. Of a server: timeout, patience: seconds that it has for a
+    request and for a call; workers: requests at a time; tokens: of a reply. Raises ValueError or OSError."""
     if name.endswith(".json"):
         need_judges("a tree of names")
         from judges.taxonomy import TaxonomyJudge
@@ -1183,7 +1199,7 @@ def open_judge(name: str, model: str | None = None, prompt: str | None = None, k
         need_judges("a judge on a server")
         from judges.server import ServerJudge
         judge = ServerJudge(name, model or "", key_file, prompt or "detailed", timeout=timeout,
-                            patience=patience)
+                            patience=patience, workers=workers, tokens=tokens)
     else:
         judge = load_llm(name, prompt, device)
 
@@ -1207,6 +1223,10 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
                    help=f"seconds that a server has for a request (default: {TIMEOUT:g})")
     p.add_argument("--judge-patience", type=float, default=PATIENCE,
                    help=f"seconds that a server has for all pairs of a step (default: {PATIENCE:g})")
+    p.add_argument("--judge-workers", type=int, default=WORKERS,
+                   help=f"requests that a server gets at a time (default: {WORKERS})")
+    p.add_argument("--judge-tokens", type=int, default=TOKENS,
+                   help=f"longest reply of a server's model, its thoughts included (default: {TOKENS})")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -1256,7 +1276,8 @@ def run(args: argparse.Namespace) -> None:
         rows = read_audit(args.audit)
 
     judge = open_judge(args.judge, args.judge_model, args.judge_prompt, args.judge_key_file,
-                       timeout=args.judge_timeout, patience=args.judge_patience)
+                       timeout=args.judge_timeout, patience=args.judge_patience,
+                       workers=args.judge_workers, tokens=args.judge_tokens)
     if args.ask:
         show_verdict(judge, *args.ask)
     if args.audit:

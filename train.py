@@ -46,8 +46,8 @@ from reward import (SCHEMES, inject_noise, permute_verdicts, shuffle_rewards, sp
                     static_rewards)
 from rollout import Group, sample, seed_for, stack
 from support import report
-from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, RANK_OF_LORA, RATE, SECONDS, SEED,
-                                  SHARE, TEMPERATURE, TOKENS, check, one_line_errors, option, parse, parser,
+from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, RANK_OF_LORA, RATE, REQUESTS, SECONDS,
+                                  SEED, SHARE, TEMPERATURE, TOKENS, check, one_line_errors, option, parse, parser,
                                   resumed_config)
 from support.files import append, write_json
 from support.memory import rows_at_a_time
@@ -90,6 +90,8 @@ class Config:
     judge_key_file: str | None = option(None, "file with the server's key; None: JUDGE_API_KEY")
     judge_timeout: float = option(30.0, "seconds that a judge server has for a request", must=SECONDS)
     judge_patience: float = option(300.0, "seconds that it has for all answers of a step", must=SECONDS)
+    judge_workers: int = option(16, "requests that a judge server gets at a time", must=REQUESTS)
+    judge_tokens: int = option(1024, "longest reply of a judge server, thoughts included", must=TOKENS)
     judge_cache: str = option(VERDICTS, "file of remembered verdicts, or none", "official: Redis")
     max_judge_errors: float = option(0.5, "share of groups without a verdict that ends the run", must=SHARE)
     max_unreadable: float = option(0.5, "share of images that can't be read that ends the run", must=SHARE)
@@ -141,7 +143,8 @@ TOY = dict(limit=1000, model="toy", judge="taxonomy", images_per_step=16, miniba
            checkpointing=False, eval_every=20)
 
 # A resumed run may change these: they change memory and waiting, and of the numbers nothing but rounding.
-MEMORY = {"micro_batch", "rows", "checkpointing", "judge_timeout", "judge_patience"}
+MEMORY = {"micro_batch", "rows", "checkpointing", "judge_timeout", "judge_patience", "judge_workers",
+          "judge_tokens"}
 
 # None on the command line leaves these to make_config; a run that has begun has them decided.
 DECIDED = ("rows", "beta", "clip_low", "clip_high", "out")

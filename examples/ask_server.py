@@ -13,11 +13,7 @@ pictures, so the pixel limit is the server's.
 
 import argparse
 import base64
-import http.client
 import io
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +25,7 @@ from tqdm import tqdm
 import data
 from evaluate import batch_records, trusted_batches
 from judge import judge_groups, open_judge, parse_answer
-from judges.server import endpoint
+from judges.endpoint import Endpoint
 from metrics import Summary, Tally
 from rollout import PROMPTS
 from support.answers import append_answers, lock_answers, stored_answers
@@ -46,34 +42,24 @@ def picture_url(image) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def ask(url: str, model: str, question: str, image, max_tokens: int) -> str:
-    """The server's greedy answer to the question about the picture. Raises OSError where there is none."""
+def ask(server: Endpoint, question: str, image) -> str:
+    """The server's greedy answer to the question about the picture; one that is cut off as far as it goes.
+    Raises OSError where there is none."""
     content = [{"type": "image_url", "image_url": {"url": picture_url(image)}},
                {"type": "text", "text": question}]
-    body = {"model": model, "temperature": 0, "max_tokens": max_tokens,
-            "messages": [{"role": "user", "content": content}]}
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            text = json.load(response)["choices"][0]["message"]["content"]
-    except urllib.error.HTTPError as error:
-        said = error.read(200).decode(errors="replace")
-        raise OSError(f"{url} answers {error.code}: {said}") from None
-    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
-        # nobody there, a reply that breaks off, or no chat's
-        raise OSError(f"no answer from {url}: {error!r}") from None
-    if not isinstance(text, str):
-        raise OSError(f"no answer from {url}: its reply holds no text")
-    return text
+        return server.chat([{"role": "user", "content": content}]).words
+    except OSError as error:
+        raise OSError(f"no answer from {server.url}: {error}") from None
 
 
 def answer_in_batches(args: argparse.Namespace, judge, examples: list[data.Example]) -> Iterator[list[dict]]:
     """Yields the records of --workers images at a time: they are asked about side by side, and their answers
     judged in one call."""
-    url = endpoint(args.server)
+    server = Endpoint(args.server, args.model, timeout=TIMEOUT, tokens=args.max_new_tokens)
 
     def answer(image) -> str:
-        return ask(url, args.model, PROMPTS[args.prompt], image, args.max_new_tokens)
+        return ask(server, PROMPTS[args.prompt], image)
 
     with ThreadPoolExecutor(args.workers) as pool:
         for start in tqdm(range(0, len(examples), args.workers), desc="answers"):

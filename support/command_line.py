@@ -25,6 +25,7 @@ def at_least(low: int, most: int):
 
 COUNT = at_least(1, 10 ** 9)
 TOKENS = at_least(1, 100_000)
+REQUESTS = at_least(1, 1_000)
 RANK_OF_LORA = at_least(1, 10_000)
 ANSWERS = at_least(1, 10_000)
 GROUP = (lambda value: 2 <= value <= 10_000,

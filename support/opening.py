@@ -77,7 +77,8 @@ def load_judge(name: str, options, device) -> Judge:
     """"taxonomy" (the embedded world's tree), or what judge.open_judge knows.
 
     options: anything with the command line's judge_model, judge_prompt, judge_key_file, judge_timeout,
-    judge_patience and judge_cache (a file, or "none"). Raises ValueError or OSError.
+    judge_patience, judge_workers, judge_tokens and judge_cache (a file, or "none"). Raises ValueError or
+    OSError.
     """
     if name == "taxonomy":
         return TaxonomyJudge(world.parents())
@@ -86,7 +87,8 @@ def load_judge(name: str, options, device) -> Judge:
     if options.judge_cache != "none" and not is_tree:
         cache = verdict_file(options.judge_cache)
     return open_judge(name, options.judge_model, options.judge_prompt, options.judge_key_file, cache, device,
-                      options.judge_timeout, options.judge_patience)
+                      options.judge_timeout, options.judge_patience, options.judge_workers,
+                      options.judge_tokens)
 
 
 def verdict_file(name: str) -> Path:

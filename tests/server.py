@@ -5,6 +5,8 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from judges.server import OTHER_WORD
+
 
 def message(content) -> bytes:
     return json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]}).encode()
@@ -23,9 +25,10 @@ STATUS = {"500": 500, "429": 429, "401": 401, "403": 403, "404": 404, "400": 400
 
 class Server(ThreadingHTTPServer):
     """script(number of the request from 0, (truth, answer)) -> a behaviour: "right", a name in LIES or
-    STATUS, "picky" (400 for a constrained choice), "half", "half chunk", "silent", "drip", "redirect",
-    "echo".
+    STATUS, "half", "half chunk", "silent", "drip", "redirect", "echo".
     verdict(truth, answer) -> the right category's label. Where `secret` is set, another key gets a 401.
+    The judge's first exchange, kept in `probes` and in nothing else, finds that the server honours one field
+    (`honours`, or none), unless `first` says another behaviour.
     """
     daemon_threads, allow_reuse_address, request_queue_size = True, True, 64
     block_on_close = False  # silent requests are not waited for
@@ -34,6 +37,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.verdict, self.secret, self.silence, self.target = verdict, secret, silence, ""
         self.script, self.headers = lambda number, pair: "right", {}  # headers: of a bad status
+        self.honours, self.first, self.probes = "structured_outputs", "right", []
         self.lock, self.requests = threading.Lock(), []  # dicts of path, headers, body, pair
         self.port = self.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -45,6 +49,7 @@ class Server(ThreadingHTTPServer):
 
     def always(self, behaviour: str) -> None:
         self.script = lambda number, pair: behaviour
+        self.first = behaviour
 
     def close(self) -> None:
         self.shutdown()
@@ -71,20 +76,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        asked = body["messages"][-1]["content"].rsplit("True label: ", 1)[1]
-        pair = tuple(asked.split("\nAnswer: "))
         server = self.server
-        with server.lock:
-            number = len(server.requests)
-            server.requests.append({"path": self.path, "headers": dict(self.headers), "body": body,
-                                    "pair": pair})
-        how = server.script(number, pair)
+        request = {"path": self.path, "headers": dict(self.headers), "body": body, "pair": None}
+        if body["messages"] == OTHER_WORD:
+            server.probes.append(request)
+            how = server.first
+            right = message("wrong" if server.honours in body else "hello")
+        else:
+            asked = body["messages"][-1]["content"].rsplit("True label: ", 1)[1]
+            pair = tuple(asked.split("\nAnswer: "))
+            request["pair"] = pair
+            with server.lock:
+                number = len(server.requests)
+                server.requests.append(request)
+            how = server.script(number, pair)
+            right = message(server.verdict(*pair))
         key = self.headers.get("Authorization")
         if server.secret and key != f"Bearer {server.secret}":
             how = "401"
-        if how == "picky":
-            how = "400" if {"guided_choice", "structured_outputs"} & body.keys() else "right"
-        right = message(server.verdict(*pair))
         if how == "right":
             self.reply(200 if self.path == "/v1/chat/completions" else 404, right)
         elif how == "echo":  # a proxy that shows what it was sent
