@@ -54,7 +54,7 @@ def chat_address(url: str) -> str:
     """The address that chats are posted to: "http://host" -> "http://host/v1/chat/completions". Raises
     ValueError for an address that is no http(s) URL or holds a password."""
     if not ADDRESS.fullmatch(url):
-        raise ValueError("the judge's address must be http(s)://host[:port][/path], no password in it")
+        raise ValueError("a server's address must be http(s)://host[:port][/path], no password in it")
     url = url.rstrip("/")
     if url.endswith("/chat/completions"):
         return url
@@ -110,7 +110,7 @@ def make_opener(wait) -> urllib.request.OpenerDirector:
 # ------------------------------------------------------------------------------------------------------------
 # What a reply says
 
-TITLE = re.compile(r"<title>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+TITLE = re.compile(r"<title>(.{0,300}?)</title>", re.IGNORECASE | re.DOTALL)
 
 
 def complaint_in(reply) -> str | None:
@@ -264,7 +264,7 @@ class Endpoint:
             while True:
                 left = max(sent, self.last_reply) + self.timeout - time.monotonic()
                 if left <= 0:
-                    raise TimeoutError(f"no reply within {self.timeout:g} s (--judge-timeout)")
+                    raise TimeoutError(f"no reply within {self.timeout:g} s")
                 if selector.select(left):
                     return
 

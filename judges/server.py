@@ -233,7 +233,9 @@ class ServerJudge(BaseJudge):
             except OSError as error:
                 if call.left() <= 0:  # nobody waits for it any more
                     return None
-                self.last_error = self.endpoint.without_key(str(error))
+                why = self.endpoint.without_key(str(error))
+                is_late = isinstance(getattr(error, "reason", error), TimeoutError)
+                self.last_error = f"{why} (--judge-timeout)" if is_late else why
                 wait = getattr(error, "wait", 0)
                 if getattr(error, "status", None) in HOPELESS:
                     self.give_up(call)

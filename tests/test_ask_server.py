@@ -27,7 +27,7 @@ class Handler(BaseHTTPRequestHandler):
         png = base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/png;base64,"))
         red = Image.open(io.BytesIO(png)).getpixel((0, 0))[0]
         status = self.server.status
-        reply = {"choices": [{"message": {"content": SAYS[red]}}]}
+        reply = {"choices": [{"message": {"content": SAYS[red]}, "finish_reason": self.server.finish_reason}]}
         if status != 200:
             reply = {"error": "no such model"}
         content = json.dumps(reply).encode()
@@ -45,6 +45,7 @@ def server():
     made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     made.bodies = []
     made.status = 200
+    made.finish_reason = "stop"
     made.short = False  # whether a reply breaks off
     threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
     yield made
@@ -122,14 +123,20 @@ def test_a_judge_that_is_gone_keeps_nothing(arguments, tmp_path, monkeypatch):
 
 def test_a_reply_that_breaks_off_ends_in_one_line(server, arguments):
     server.short = True
-    with pytest.raises(SystemExit, match="no answer from .*IncompleteRead") as stopped:
+    with pytest.raises(SystemExit, match="no answer from .*no chat completion") as stopped:
         ask_server.main(arguments)
     assert "\n" not in str(stopped.value)
 
 
+def test_an_answer_that_is_cut_off_is_malformed_and_no_error(server, arguments):
+    server.finish_reason = "length"
+    summary = ask_server.main(arguments)
+    assert (summary.n, summary.malformed) == (3, 1)
+
+
 def test_a_server_that_fails_ends_in_one_line(server, arguments, tmp_path):
     server.status = 404
-    with pytest.raises(SystemExit, match="answers 404: .*no such model") as stopped:
+    with pytest.raises(SystemExit, match="HTTP 404 Not Found no such model") as stopped:
         ask_server.main(arguments)
     assert "\n" not in str(stopped.value)
     assert not (tmp_path / "answers.jsonl").exists()

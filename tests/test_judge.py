@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 import unicodedata
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import pre_tokenizers
+from transformers.utils import chat_template_utils
 
 import judge as judging
 from judge import (JUDGE_ERROR, BaseJudge, LLMJudge, chat, judge_groups, load_prompt, normalize_label,
@@ -231,6 +233,23 @@ def test_nan_is_no_verdict(tok, monkeypatch, judge_class):
     table[0, 3], table[1, 2] = float("nan"), 1.
     monkeypatch.setattr(judge, "logprobs", lambda pairs: table)
     assert judge(PAIRS[:2]) == [None, G] and "NaN" in judge.last_error
+
+
+def test_a_template_that_writes_the_date_asks_the_same_every_day(monkeypatch):
+    """And finds the verdicts of yesterday."""
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls):
+            return cls(2031, 5, 17)
+
+    tok = chat_tokenizer("{{ strftime_now('%d %b %Y') }}\n" + TEMPLATE)
+    model = chat_model("llama", tok)
+    today = LLMJudge(model, tok, name="x")
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    assert "2031" in tok.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    tomorrow = LLMJudge(model, tok, name="x")
+    assert tomorrow.key == today.key
+    assert tomorrow.render(("robin", "bird")) == today.render(("robin", "bird"))
 
 
 def test_a_template_that_thinks_first_or_drops_the_words_is_refused():

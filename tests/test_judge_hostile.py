@@ -11,7 +11,7 @@ import pytest
 import judge as judging
 from judge import (RULES, is_refusal, normalize_label, normalize_label_as_released, parse_answer,
                    parse_category, precheck, rule_against, settled)
-from judges import audit, cache, server, taxonomy
+from judges import audit, cache, endpoint, server, taxonomy
 from reward import Category
 
 # ---- a second of processor time for 100,000 characters
@@ -50,7 +50,7 @@ def test_a_pattern_takes_time_that_grows_with_the_text(name, one_second):
 
 def test_all_patterns_are_tried():
     assert len(PATTERNS) > 30
-    assert {"judge.REFUSAL", "judge.TAKEN_BACK", "judges.server.ADDRESS"} <= PATTERNS.keys()
+    assert {"judge.REFUSAL", "judge.TAKEN_BACK", "judges.endpoint.ADDRESS"} <= PATTERNS.keys()
 
 
 @pytest.mark.parametrize("unit", [

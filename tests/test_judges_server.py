@@ -124,7 +124,7 @@ def test_the_servers_own_words_are_in_the_reason(server):
 WHY = {"500": "HTTP 500 Internal", "429": "HTTP 429 Too Many", "401": "HTTP 401 Unauthorized",
        "403": "HTTP 403 Forbidden", "404": "HTTP 404 Not Found", "400": "HTTP 400 Bad",
        "redirect": "HTTP 302 Found", "half": "no chat completion: JSON", "half chunk": "IncompleteRead",
-       "silent": "no reply within 0.", "unknown": "no verdict in the reply 'excellent'",
+       "silent": "s (--judge-timeout)", "unknown": "no verdict in the reply 'excellent'",
        "two verdicts": "no verdict in the reply",
        "negated": "no verdict in the reply", "no content": "no verdict in the reply", "no choices": "busy"}
 GIVEN_UP = ("401", "403", "404")

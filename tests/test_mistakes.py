@@ -95,7 +95,8 @@ WORDS = {
 }
 # What stands beside a mistake, so that it is looked at.
 BESIDE = {"--judge-prompt": LLM, "--judge-cache": LLM, "--judge-model": SERVER, "--judge-key-file": SERVER,
-          "--judge-timeout": SERVER, "--judge-patience": SERVER}
+          "--judge-timeout": SERVER, "--judge-patience": SERVER, "--judge-workers": SERVER,
+          "--judge-tokens": SERVER}
 
 # Options with two values or none.
 PAIRS = {"--betas": [["x", "y"], ["0.9"], ["0.9", "1.5"], ["nan", "0.9"], ["-1", "0.9"], ["0.9", "1e300"]],

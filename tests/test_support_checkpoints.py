@@ -13,7 +13,7 @@ import judge
 import policy as policies
 import tiny
 from policy import encode
-from support.checkpoints import internvl_twin
+from support.checkpoints import internvl_twin, render_question
 from support.embedder import refuse_random_weights
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 1234567\n"
@@ -237,3 +237,11 @@ def test_the_repository_to_take_instead():
                        "/models/InternVL3-8B-Instruct": "InternVL3-8B-hf",
                        "OpenGVLab/InternVL3_5-8B": "InternVL3_5-8B-HF"}.items():
         assert internvl_twin(name) == f"OpenGVLab/{twin}"
+
+
+def test_a_chat_template_that_writes_the_date_asks_the_same_every_day(checkpoint):
+    """A run that goes on tomorrow asks what it asked today."""
+    processor = policies.load(str(checkpoint)).processor
+    plain = render_question(processor, "?")
+    processor.chat_template = "{{ strftime_now('%d %b %Y') }}" + processor.chat_template
+    assert render_question(processor, "?") == "01 Jan 2026" + plain

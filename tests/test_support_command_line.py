@@ -43,6 +43,8 @@ ENDS = {
     "--eval-limit": ([1, 10 ** 9], [0, 10 ** 20]),
     "--judge-timeout": ([0.1, 86_400], [0, -1, 86_401, "1e300", "inf", "nan"]),
     "--judge-patience": ([0.1, 86_400], [0, -1, 86_401, "1e300", "inf", "nan"]),
+    "--judge-workers": ([1, 1_000], [0, -1, 1_001, 10 ** 20]),
+    "--judge-tokens": ([1, 100_000], [0, -1, 100_001, 10 ** 20]),
     "--max-judge-errors": ([0, 1], [-0.1, 1.1, "nan"]),
     "--max-unreadable": ([0, 1], [-0.1, 1.1, "nan"]),
 }
@@ -74,7 +76,8 @@ def test_baselines_sft_has_the_same_ends():
 
 
 @pytest.mark.parametrize("option", ["--n", "--limit", "--rows", "--max-new-tokens", "--max-pixels", "--seed",
-                                    "--temperature", "--judge-timeout", "--judge-patience"])
+                                    "--temperature", "--judge-timeout", "--judge-patience", "--judge-workers",
+                                    "--judge-tokens"])
 def test_the_ends_of_a_number_of_evaluate(option):
     passes, fails = ENDS[option]
     also_fine = {"--n": [1], "--temperature": [0]}.get(option, [])
@@ -100,7 +103,8 @@ def test_verdicts_without_a_home(tmp_path, monkeypatch, judge_folder):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     options = SimpleNamespace(judge_cache="~/.cache/speciarl/verdicts.sqlite", judge_model=None,
-                              judge_prompt=None, judge_key_file=None, judge_timeout=1, judge_patience=1)
+                              judge_prompt=None, judge_key_file=None, judge_timeout=1, judge_patience=1,
+                              judge_workers=1, judge_tokens=1)
     with pytest.raises(OSError) as e:
         load_judge(str(judge_folder), options, "cpu")
     assert "cannot remember verdicts in ~/.cache" in str(e.value) and "--judge-cache none" in str(e.value)
