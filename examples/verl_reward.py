@@ -18,6 +18,8 @@ from functools import lru_cache
 from judge import JUDGE_ERROR, judge_groups, open_judge, parse_answer
 from reward import speciarl_rewards
 
+LONGEST_WAIT = 3600  # seconds that a completion waits for its group and the judge
+
 open_judge_once = lru_cache(open_judge)
 
 
@@ -76,7 +78,8 @@ class WaitingRoom:
         self.whole = []    # (truth, such a group)
 
     async def score(self, key: tuple, truth: str, text: str, size: int) -> dict:
-        """The score of one completion of an image that has `size` of them."""
+        """The score of one completion of an image that has `size` of them. Raises RuntimeError where it
+        waits too long."""
         future = asyncio.get_running_loop().create_future()
         members = self.waiting.setdefault(key, [])
         members.append((text, future))
@@ -84,7 +87,11 @@ class WaitingRoom:
             self.whole.append((truth, self.waiting.pop(key)))
             # a task of its own: it goes on where this call is cancelled, for those who wait
             await asyncio.shield(self.judge_in_turn())
-        return await future
+        try:
+            return await asyncio.wait_for(future, LONGEST_WAIT)
+        except TimeoutError:
+            raise RuntimeError(f"{len(members)} of {size} completions of image {key} came within "
+                               f"{LONGEST_WAIT} s: n and val_n must be what verl samples") from None
 
     async def judge_in_turn(self) -> None:
         async with self.is_busy:

@@ -122,6 +122,19 @@ def test_verl_a_judge_that_breaks_is_heard_by_all_who_wait(tree):
     assert [str(error) for error in errors] == ["no such server"] * 2
 
 
+def test_verl_nobody_waits_for_ever_for_a_group_that_is_never_whole(tree, monkeypatch):
+    monkeypatch.setattr(verl_reward, "LONGEST_WAIT", 0.1)
+
+    async def run():
+        room = verl_reward.WaitingRoom(tree)
+        calls = [room.score("a", "red finch", as_text("bird"), 3) for _ in range(2)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    for error in asyncio.run(asyncio.wait_for(run(), timeout=30)):
+        assert isinstance(error, RuntimeError)
+        assert str(error).startswith("2 of 3 completions of image a came within 0.1 s: n and val_n must be")
+
+
 # ------------------------------------------------------------------------------------------------------------
 # What they need
 
