@@ -3,7 +3,7 @@
     python -m examples.ask_server --server http://localhost:8000 --model speciarl --data cub --root data \\
         --judge http://localhost:8001 --judge-model Qwen/Qwen3-4B-Instruct-2507 --out answers.jsonl
 
-docs/trainers.md says how vLLM serves an adapter. Any OpenAI-compatible server that takes pictures will do.
+docs/evaluate.md says how vLLM serves an adapter. Any OpenAI-compatible server that takes pictures will do.
 The answers' file is evaluate.py's (support/answers.py): a line an image, and the same command goes on where a
 killed one was. A server that fails, and a judge that is gone, end the command with one line.
 
