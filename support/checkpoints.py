@@ -278,8 +278,11 @@ def render_question(processor: ProcessorMixin, question: str) -> str:
     """The rendered chat up to the model's turn: one user turn, image first."""
     content = [{"type": "image"}, {"type": "text", "text": question}]
     chat = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True,
-                                         strftime_now=one_date)
+    settings = {}
+    # Only a template that writes the date is given one: others would warn of a name that they don't know.
+    if "strftime_now" in str(processor.chat_template):
+        settings["strftime_now"] = one_date
+    return processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, **settings)
 
 
 def one_date(form: str) -> str:

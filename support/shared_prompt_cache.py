@@ -35,21 +35,32 @@ class Places:
 
     image, place: (R,), each row's image and its place there. row_at: (B, N), the row at each place; an empty
     one, where an image has fewer rows than others, holds 0, and what is computed there is never read. bias:
-    (B, 1, P) float32, -inf behind a prompt's end, 0 elsewhere.
+    (B, 1, P) float32, -inf behind a prompt's end, 0 elsewhere. is_full: no place is empty.
     """
     image: Tensor
     place: Tensor
     row_at: Tensor
     bias: Tensor
+    is_full: bool
 
     def by_image(self, x: Tensor) -> Tensor:
         """(G, B, N * Q, D) from (R, G, Q, D): the rows of an image together."""
-        return x.transpose(0, 1)[:, self.row_at].flatten(2, 3)
+        x = x.transpose(0, 1)                                             # (G, R, Q, D)
+        if self.is_full:
+            x = x.unflatten(1, self.row_at.shape)                         # (G, B, N, Q, D)
+        else:
+            x = x[:, self.row_at]                                         # the same, at several times the cost
+        return x.flatten(2, 3)
 
     def by_row(self, x: Tensor) -> Tensor:
         """The way back."""
         n = self.row_at.shape[1]
-        return x.unflatten(2, (n, -1))[:, self.image, self.place].transpose(0, 1)
+        x = x.unflatten(2, (n, -1))                                       # (G, B, N, Q, D)
+        if self.is_full:
+            x = x.flatten(1, 2)                                           # (G, R, Q, D)
+        else:
+            x = x[:, self.image, self.place]
+        return x.transpose(0, 1)
 
 
 def places_of(lengths: Tensor, image_of_row: Tensor) -> Places:
@@ -64,7 +75,8 @@ def places_of(lengths: Tensor, image_of_row: Tensor) -> Places:
     row_at[image_of_row, place] = rows
     bias = torch.zeros(padding_of(lengths).shape, device=device)
     bias.masked_fill_(padding_of(lengths), -torch.inf)
-    return Places(image_of_row, place, row_at, bias[:, None])
+    is_full = row_at.numel() == len(image_of_row)
+    return Places(image_of_row, place, row_at, bias[:, None], is_full)
 
 
 def padding_of(lengths: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import tiny
 from lora import lora_layers
 from rollout import sample
 from support import shared_prompt_cache
-from support.shared_prompt_cache import SharedPromptCache, attend, shared_prompt_attention
+from support.shared_prompt_cache import SharedPromptCache, attend, places_of, shared_prompt_attention
 
 # Three prompt lengths among four images, two of which are equally long.
 SIZES = [(112, 84), (56, 56), (56, 168), (140, 112)]
@@ -60,6 +61,19 @@ def test_attention_is_one_softmax_over_prompt_and_own_tokens(dtype, gap):
     for row, image in enumerate([0, 0, 0, 1, 1]):
         expected = one_softmax(prompts, own, query, image, row)
         torch.testing.assert_close(out[row, 0].double(), expected, atol=gap, rtol=gap)
+
+
+def test_where_no_place_is_empty_nothing_is_gathered_and_all_is_the_same():
+    """Two images with three rows each, against the way that also does for unequal numbers of rows."""
+    places = places_of(torch.tensor([5, 3]), torch.tensor([0, 0, 0, 1, 1, 1]))
+    assert places.is_full
+    gathered = replace(places, is_full=False)
+    x = torch.randn(6, 2, 4, 8)
+    by_image = places.by_image(x)
+    assert by_image.shape == (2, 2, 12, 8) and torch.equal(by_image, gathered.by_image(x))
+    assert torch.equal(by_image[1, 1, 4:8], x[4, 1])  # the second row of the second image
+    assert torch.equal(places.by_row(by_image), x) and torch.equal(gathered.by_row(by_image), x)
+    assert not places_of(torch.tensor([5, 3]), torch.tensor([0, 0, 0, 1, 1])).is_full
 
 
 def test_dropped_rows_change_nothing_for_the_others():
