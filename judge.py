@@ -743,35 +743,39 @@ QUOTATION = re.compile(r"""
     (?<!\w) ["'“‘]  (.{1,80}?)  ["'”’] (?!\w)      # 'i don't know'
     """, re.VERBOSE)
 
-# Where a thought begins and where it ends, with the signs of several families of models, in lower case.
+# How families of models begin a thought and how they end it, in lower case.
 THOUGHT = r"(?: think | thinking | thoughts? | reason | reasoning | reflection )"
-THOUGHT_BEGINS = re.compile(rf"""
-    [<\[◁] (?: \w{{1,20}}: )? {THOUGHT} [>\]▷]       # "<think>", "[THINK]", "<seed:think>", "◁think▷"
-  | <\| (?: start | begin ) _ (?: of_ )? {THOUGHT} \|>   # "<|START_THINKING|>", "<|begin_of_thought|>"
-  | <\|channel> \s* thought | <unused94> \s* thought    # Gemma
-  | <\|channel\|> (?! \s* final \b )                # gpt-oss: "<|channel|>analysis<|message|>"
-  | ^ \s* analysis (?=\w)                           # the same, decoded without control tokens
-  | ^ \s* here[ ]is[ ]my[ ]thought[ ]process:        # Granite
-    """, re.VERBOSE)
-THOUGHT_ENDS = re.compile(rf"""
-    [<\[◁] / (?: \w{{1,20}}: )? {THOUGHT} [>\]▷]
-  | <\| end _ (?: of_ )? {THOUGHT} \|>
-  | <channel\|> | <unused95>
-  | <\|channel\|> \s* final \b
-  | assistantfinal                                  # "analysisWe compare ...assistantfinalwrong"
-  | here[ ]is[ ]my[ ]response:
-    """, re.VERBOSE)
+THOUGHTS = [(re.compile(begins, re.VERBOSE), re.compile(ends, re.VERBOSE | re.DOTALL)) for begins, ends in (
+    # "<think>...</think>", "[THINK]", "<seed:think>", "◁think▷"
+    (rf"[<\[◁] (?: \w{{1,20}}: )? {THOUGHT} [>\]▷]",
+     rf"[<\[◁] / (?: \w{{1,20}}: )? {THOUGHT} [>\]▷]"),
+    # "<|START_THINKING|>...<|END_THINKING|>", "<|begin_of_thought|>"
+    (rf"<\| (?: start | begin ) _ (?: of_ )? {THOUGHT} \|>",
+     rf"<\| end _ (?: of_ )? {THOUGHT} \|>"),
+    # Gemma
+    (r"<\|channel> \s* thought | <unused94> \s* thought",
+     r"<channel\|> | <unused95>"),
+    # gpt-oss: "<|channel|>analysis<|message|>...<|channel|>final<|message|>wrong"; the same decoded without
+    # control tokens: "analysisWe compare ...assistantfinalwrong"
+    (r"<\|channel\|> (?! \s* final \b ) | ^ \s* analysis (?=\w)",
+     r"<\|channel\|> \s* final \b | assistantfinal"),
+    # Granite: "Here is my thought process: ... Here is my response: wrong"
+    (r"^ \s* here (?:[ ]is|['’]s) [ ]my[ ]thought[ ]process:",
+     r"^ \s* here (?:[ ]is|['’]s) [ ]my[ ]thought[ ]process: .* here (?:[ ]is|['’]s) [ ]my[ ]response:"),
+)]
 
 
 def cut_thoughts(text: str) -> str | None:
-    """What follows the last thought; None where one is left open."""
-    end = 0
-    for closing in THOUGHT_ENDS.finditer(text):
-        end = closing.end()
-    said = text[end:]
-    if THOUGHT_BEGINS.search(said):
-        return None
-    return said
+    """What follows the last thought; None where one is left open. A thought ends by the sign of its own family.
+    It may have begun in the prompt."""
+    for begins, ends in THOUGHTS:
+        end = 0
+        for closing in ends.finditer(text):
+            end = closing.end()
+        text = text[end:]
+        if begins.search(text):
+            return None
+    return text
 
 
 def cut_markup(text: str) -> str:

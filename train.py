@@ -142,7 +142,8 @@ TOY = dict(limit=1000, model="toy", judge="taxonomy", images_per_step=16, miniba
            steps=60, lr=7e-4, warmup=10, betas=(0.9, 0.99), max_new_tokens=16, max_pixels=None, lora_rank=16,
            checkpointing=False, eval_every=20)
 
-# A resumed run may change these: they change memory and waiting, and of the numbers nothing but rounding.
+# A resumed run may change these: they change memory and waiting, and of the numbers nothing but rounding and how
+# many verdicts are missing.
 MEMORY = {"micro_batch", "rows", "checkpointing", "judge_timeout", "judge_patience", "judge_workers",
           "judge_tokens"}
 

@@ -25,7 +25,7 @@ from tqdm import tqdm
 import data
 from evaluate import batch_records, trusted_batches
 from judge import judge_groups, open_judge, parse_answer
-from judges.endpoint import Endpoint
+from judges.endpoint import Endpoint, NoWords
 from metrics import Summary, Tally
 from rollout import PROMPTS
 from support.answers import append_answers, lock_answers, stored_answers
@@ -43,14 +43,16 @@ def picture_url(image) -> str:
 
 
 def ask(server: Endpoint, question: str, image) -> str:
-    """The server's greedy answer to the question about the picture; one that is cut off as far as it goes.
-    Raises OSError where there is none."""
+    """The server's greedy answer to the question about the picture; one that is cut off as far as it goes, and
+    "" where the model refuses. Raises OSError where there is none."""
     content = [{"type": "image_url", "image_url": {"url": picture_url(image)}},
                {"type": "text", "text": question}]
     try:
         return server.chat([{"role": "user", "content": content}]).words
+    except NoWords:
+        return ""
     except OSError as error:
-        raise OSError(f"no answer from {server.url}: {error}") from None
+        raise OSError(f"no answer from {server.url}: {server.one_line(error)}") from None
 
 
 def answer_in_batches(args: argparse.Namespace, judge, examples: list[data.Example]) -> Iterator[list[dict]]:

@@ -7,12 +7,15 @@ Servers differ in how they refuse, fail and think; what is read here was seen of
 only the standard library, and judge.py for reading the key's file.
 """
 
+import html
 import http.client
 import json
 import os
 import re
 import selectors
+import sys
 import time
+import urllib.parse
 import urllib.request
 from typing import NamedTuple
 
@@ -29,10 +32,18 @@ LONGEST_REPLY = 1_000_000  # bytes
 LONGEST_WAIT = 30  # seconds before a retry, whatever the server asks for
 REASON = 200  # characters
 
+# A refusal of a field, and of the temperature: "Unsupported value: 'temperature' does not support 0".
+UNSUPPORTED = re.compile(r"unsupported|not support|deprecated", re.IGNORECASE)
+TEMPERATURE = re.compile(r"['\"`]temperature['\"`]")
+
 
 class Reply(NamedTuple):
     words: str
     is_cut_off: bool  # by the limit of tokens
+
+
+class NoWords(OSError):
+    """The model was asked and said nothing: it refuses, a filter stopped it, or it only thought."""
 
 
 class ServerError(OSError):
@@ -71,7 +82,7 @@ def read_key(key_file: str | None) -> str:
     else:
         key = os.environ.get("JUDGE_API_KEY", "").strip()
     is_missing = bool(key_file) and not key
-    # Other characters would be escaped in an error message, where the key could then not be found and hidden.
+    # Others would tear the key apart in an error message, where it could then not be found and hidden.
     if is_missing or re.search(r"[^!-~]|[\\'\"]", key):
         raise ValueError("the judge's key must be one word of ASCII characters without quotes")
     return key
@@ -86,10 +97,17 @@ class PatientConnection(http.client.HTTPConnection):
 
     def getresponse(self):
         self.wait(self.sock)
-        return super().getresponse()
+        start = time.monotonic()
+        response = super().getresponse()
+        # Headers that drip reset the socket's own clock, but not this one.
+        if time.monotonic() - start > self.timeout:
+            raise TimeoutError("the reply did not end in time")
+        return response
 
 
 class PatientHandler(urllib.request.HTTPHandler):
+    """What urllib needs to open such connections."""
+
     def __init__(self, wait):
         super().__init__()
         self.wait = wait
@@ -112,20 +130,29 @@ def make_opener(wait) -> urllib.request.OpenerDirector:
 
 TITLE = re.compile(r"<title>(.{0,300}?)</title>", re.IGNORECASE | re.DOTALL)
 
+# Why a reply ended, in lower case. Any other reason is a failure: "content_filter", "abort", "error", ...
+DONE = ("", "stop", "eos", "eos_token", "stop_sequence", "end_turn")
+CUT_OFF = ("length", "max_tokens", "model_length")
+
+
+def error_words(error) -> str | None:
+    """What an error says; None where there is none."""
+    if isinstance(error, dict):
+        error = error.get("message") or json.dumps(error)
+    return str(error) if error else None
+
 
 def complaint_in(reply) -> str | None:
     """The server's own words on what went wrong, wherever servers put them; None where nothing did.
 
     {"error": {"message": "..."}} (OpenAI, llama.cpp), {"error": "..."} (Ollama), {"object": "error",
-    "message": "..."} (older vLLM), {"detail": "..."} (FastAPI)."""
+    "message": "..."} (older vLLM), {"detail": "..."} (FastAPI), {"errors": [...]} (Cloudflare)."""
     if not isinstance(reply, dict):
         return None
-    error = reply.get("error") or reply.get("detail")
-    if not error and reply.get("object") == "error":
-        error = reply
-    if isinstance(error, dict):
-        error = error.get("message") or json.dumps(error)
-    return str(error) if error else None
+    complaint = error_words(reply.get("error") or reply.get("detail"))
+    if complaint is None and "choices" not in reply:
+        complaint = error_words(reply.get("message") or reply.get("errors"))
+    return complaint
 
 
 def servers_words(reply: bytes) -> str:
@@ -142,39 +169,40 @@ def servers_words(reply: bytes) -> str:
 
 def seconds_to_wait(headers) -> int:
     retry_after = headers.get("Retry-After", "")
-    if not retry_after.isdecimal():  # it may be a date, which is not read
-        return 0
-    return min(int(retry_after), LONGEST_WAIT)
+    is_number = re.fullmatch(r"[0-9]{1,6}", retry_after)  # it may be a date, which is not read
+    return min(int(retry_after), LONGEST_WAIT) if is_number else 0
 
 
 def read_reply(reply) -> Reply:
     """A chat completion's words, without the thoughts that some servers put in fields of their own.
 
-    Raises OSError with the server's words where it complains under status 200, refuses, or was stopped by a
-    filter; and any exception where `reply` is no chat completion."""
+    Raises OSError with the server's words where it complains under status 200, NoWords where the model said
+    nothing, and any exception where `reply` is no chat completion."""
     complaint = complaint_in(reply)
     if complaint:
         raise OSError(complaint)
     choice = reply["choices"][0]
-    complaint = complaint_in(choice)
+    complaint = error_words(choice.get("error"))
     if complaint:
         raise OSError(complaint)
 
     message = choice["message"]
-    reason = choice.get("finish_reason")
     if message.get("refusal"):
-        raise OSError(f"the model refuses: {message['refusal']}")
-    if reason in ("content_filter", "error"):
+        raise NoWords(f"the model refuses: {message['refusal']}")
+    reason = (choice.get("finish_reason") or "").lower()
+    is_cut_off = reason in CUT_OFF
+    if reason == "content_filter":
+        raise NoWords("the server stopped the reply: content_filter")
+    if reason not in DONE and not is_cut_off:
         raise OSError(f"the server stopped the reply: {reason}")
 
     # Some servers reply in parts, of which thoughts are no reply.
     words = message.get("content")
     if isinstance(words, list):
         words = " ".join(part["text"] for part in words if part["type"] == "text")
-    is_cut_off = reason == "length"
     thoughts = message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")
     if thoughts and not words and not is_cut_off:
-        raise OSError("the reply holds thoughts and nothing else")
+        raise NoWords("the reply holds thoughts and nothing else")
     return Reply("" if words is None else str(words), is_cut_off)
 
 
@@ -182,13 +210,12 @@ def read_reply(reply) -> Reply:
 
 
 class Endpoint:
-    """A model behind a server, asked greedily. A reply has `tokens` tokens, the model's thoughts among them, and
-    about `timeout` seconds. These don't run while the server answers others: a server may serve one request
-    after the other, and the work on a request that is given up would be lost (over https they always run).
-    Raises ValueError for an address that won't do.
+    """A model behind a server, asked greedily where it takes a temperature. A reply has `tokens` tokens, the
+    model's thoughts among them, and about `timeout` seconds. These don't run while the server answers others: a
+    server may serve one request after the other, and the work on one that is given up would be lost. (Over
+    https they always run.) Raises ValueError for an address that won't do.
 
-    A server that wants max_completion_tokens instead of max_tokens, or no temperature, says so when it is first
-    asked, and gets its way from then on."""
+    A server that refuses max_tokens for max_completion_tokens, or a temperature, is asked so from then on."""
 
     def __init__(self, url: str, model: str, key: str = "", timeout: float = 30.0, tokens: int = 1024):
         self.url = chat_address(url)
@@ -211,7 +238,7 @@ class Endpoint:
         try:
             reply = self.post(body)
         except ServerError as error:
-            if error.status in (400, 422) and self.gives_way(error.said, body):
+            if error.status in (400, 422) and self.adapts_to(error.said, body):
                 return self.chat(turns, constraint)
             raise
         try:
@@ -222,13 +249,16 @@ class Endpoint:
             why = f"{type(error).__name__}: {error}"
             raise OSError(f"the reply is no chat completion: {why}") from None
 
-    def gives_way(self, said: str, body: dict) -> bool:
-        """Whether the refusal of a request is about a field that is another one, or gone, from now on."""
-        # Other threads may have learnt the same from a refusal of their own.
+    def adapts_to(self, said: str, body: dict) -> bool:
+        """Whether a refusal of this request is about a field that can be changed. It is, from now on."""
+        if not UNSUPPORTED.search(said):
+            return False
         if "max_completion_tokens" in said and "max_tokens" in body:
             self.limit = "max_completion_tokens"
             return True
-        if "temperature" in said and "temperature" in body:
+        if TEMPERATURE.search(said) and "temperature" in body:
+            if self.sampling:  # or another thread has learnt the same
+                print(f"{self.model} takes no temperature 0: its replies are sampled", file=sys.stderr)
             self.sampling = {}
             return True
         return False
@@ -248,7 +278,7 @@ class Endpoint:
                         raise TimeoutError("the reply did not end in time")
                     if len(reply) > LONGEST_REPLY:
                         raise OSError(f"the reply is longer than {LONGEST_REPLY:,} bytes")
-        except http.client.HTTPException as error:  # a reply that breaks off
+        except (http.client.HTTPException, ValueError) as error:  # a reply that breaks off, a host that is none
             raise OSError(f"{type(error).__name__}: {error}") from None
         if response.status != 200:
             wait = seconds_to_wait(response.headers)
@@ -268,10 +298,19 @@ class Endpoint:
                 if selector.select(left):
                     return
 
-    def without_key(self, why: str) -> str:
-        """A reason in one line, cut only after the key is out of it: a server may echo its request."""
-        authorization = self.headers.get("Authorization")
-        if authorization:
-            secret = authorization.removeprefix("Bearer ")
-            why = why.replace(secret, "***")
+    def one_line(self, error: OSError) -> str:
+        """What an error says, in one line, cut only after the key is out of it: a server may echo its request,
+        escaped or not."""
+        why = str(error)
+        secret = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if secret and secret in unescaped(why):
+            why = unescaped(why).replace(secret, "***")
         return " ".join(why.split())[:REASON]
+
+
+def unescaped(text: str) -> str:
+    """JSON's, HTML's and addresses' escapes undone, nested ones too."""
+    for _ in range(2):
+        text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda match: chr(int(match[1], 16)), text)
+        text = urllib.parse.unquote(html.unescape(text.replace("\\", "")))
+    return text

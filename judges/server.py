@@ -37,7 +37,6 @@ CONSTRAINTS = {
     "guided_choice": {"guided_choice": NAMES},                        # vLLM before 0.12
     "response_format": {"response_format": {                          # OpenAI, llama.cpp, Ollama
         "type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA}}},
-    "format": {"format": SCHEMA},                                     # Ollama's own field
 }
 UNCONSTRAINED = "none"
 OTHER_WORD = [{"role": "user", "content": "Reply with the one word \"hello\"."}]
@@ -48,7 +47,7 @@ HOPELESS = (401, 403, 404)  # a wrong key or address, which no retry mends
 
 def is_held(words: str) -> bool:
     """Whether a reply is one of the six, as a constraint writes it: 'wrong' or '{"category": "wrong"}'."""
-    said = (cut_thoughts(words) or "").strip()
+    said = (cut_thoughts(words.lower()) or "").strip()
     try:
         said = json.loads(said)["category"]
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -72,6 +71,7 @@ class Call:
         self.first_exchange = Lock()
         self.turn = Condition()
         self.under_way = 0
+        self.was_late = False  # whether a reply was, for others were under way
         self.failures_in_a_row = 0  # of pairs, not of tries
 
     def left(self) -> float:
@@ -91,7 +91,7 @@ class Call:
 
 
 class ServerJudge(BaseJudge):
-    """A chat model behind an OpenAI-compatible endpoint, `workers` requests at a time, greedy.
+    """A chat model behind an OpenAI-compatible endpoint, `workers` requests at a time.
 
     The key comes from key_file or from JUDGE_API_KEY in the environment and is kept nowhere else. Before the
     first verdict a short exchange finds which constraint to the six categories the server honours, if any.
@@ -99,9 +99,8 @@ class ServerJudge(BaseJudge):
     A reply has about `timeout` seconds, `tokens` tokens (thoughts among them; one that is cut off is no
     verdict) and `retries` more tries after growing pauses (or the server's Retry-After, 30 s at most); then
     there is no verdict, and last_error says why. Where replies come late, fewer requests are sent at a time.
-    As many failures in a row as there
-    are workers (8 at least), or a refused key, end a call. Raises ValueError for an address that is no
-    http(s) URL or holds a password."""
+    As many failures in a row as there are workers (8 at least), or a refused key, end a call. Raises
+    ValueError for an address that is no http(s) URL or holds a password."""
 
     def __init__(self, url: str, model: str, key_file: str | None = None, prompt: str = "detailed",
                  timeout: float = 30.0, retries: int = 2, workers: int = 16, pause: float = 0.5,
@@ -121,6 +120,8 @@ class ServerJudge(BaseJudge):
         self.patience = patience
         self.retries = retries
         self.workers = workers
+        self.most_workers = workers
+        self.has_said = False  # that it asks fewer at a time
         self.pause = pause
         self.most_failures = max(workers, GONE_AFTER)
         self.constraint: str | None = None  # its name, found in the first exchange
@@ -136,6 +137,10 @@ class ServerJudge(BaseJudge):
         for thread in threads:
             thread.start()
         self.wait_for(threads, call)
+
+        # Where none was late, more at a time again.
+        if not call.was_late:
+            self.workers = min(2 * self.workers, self.most_workers)
         return list(call.verdicts)  # what comes later comes too late
 
     def wait_for(self, threads: list[Thread], call: Call) -> None:
@@ -164,23 +169,35 @@ class ServerJudge(BaseJudge):
         # One thread finds the constraint, the others wait for what it finds.
         with call.first_exchange:
             if self.constraint is None and not self.is_gone(call):
-                self.constraint = self.find_constraint(call)
+                found = self.find_constraint(call)
+                if found is not None:  # or a later call may have found it meanwhile
+                    self.constraint = found
         for number in call.numbers:
             call.verdicts[number] = self.persist(call, lambda: self.ask_about(call.pairs[number]))
             call.ended += 1
 
     def find_constraint(self, call: Call) -> str | None:
         """The first constraint that the server honours, by what it replies; None where the server is gone."""
+        def plain():
+            return self.endpoint.chat(OTHER_WORD)
+
         for name in CONSTRAINTS:
-            honours = self.persist(call, lambda: self.honours(name))
-            if honours is None:
-                self.give_up(call)
-                return None
-            if honours:
+            def honours():
+                return self.honours(name)
+
+            is_honoured = self.persist(call, honours)
+            if is_honoured is None:
+                # It fails again and again: under this constraint, or always?
+                if self.persist(call, plain) is None:
+                    self.give_up(call)
+                    return None
+                # It may only have been loading its model.
+                is_honoured = self.persist(call, honours)
+            if is_honoured:
                 return name
+
         # It ignores or refuses them all, but it must reply.
-        reply = self.persist(call, lambda: self.endpoint.chat(OTHER_WORD))
-        if reply is None:
+        if self.persist(call, plain) is None:
             self.give_up(call)
             return None
         return UNCONSTRAINED
@@ -189,7 +206,7 @@ class ServerJudge(BaseJudge):
         try:
             reply = self.endpoint.chat(OTHER_WORD, CONSTRAINTS[name])
         except ServerError as error:
-            if error.status in REFUSALS:
+            if error.status in (400, 422):
                 return False
             raise
         return not reply.is_cut_off and is_held(reply.words)
@@ -221,7 +238,7 @@ class ServerJudge(BaseJudge):
                 growing = self.pause * 2 ** (tries - 1)
                 time.sleep(max(wait, growing))
             call.begin_turn(lambda: call.under_way < self.workers)
-            workers = self.workers
+            together = call.under_way
             sent = time.monotonic()
             try:
                 # Others may have failed meanwhile, too many of them.
@@ -233,7 +250,7 @@ class ServerJudge(BaseJudge):
             except OSError as error:
                 if call.left() <= 0:  # nobody waits for it any more
                     return None
-                why = self.endpoint.without_key(str(error))
+                why = self.endpoint.one_line(error)
                 is_late = isinstance(getattr(error, "reason", error), TimeoutError)
                 self.last_error = f"{why} (--judge-timeout)" if is_late else why
                 wait = getattr(error, "wait", 0)
@@ -241,8 +258,8 @@ class ServerJudge(BaseJudge):
                     self.give_up(call)
                 tries += 1
             finally:
-                if time.monotonic() - sent > self.endpoint.timeout:
-                    self.ask_fewer(workers)
+                if together > 1 and time.monotonic() - sent > self.endpoint.timeout:
+                    self.ask_fewer(call, together)
                 call.end_turn()
         call.failures_in_a_row += 1
         return None
@@ -253,10 +270,14 @@ class ServerJudge(BaseJudge):
     def give_up(self, call: Call) -> None:
         call.failures_in_a_row = self.most_failures
 
-    def ask_fewer(self, workers: int) -> None:
-        """Half as many requests at a time from now on. workers: how many there were when a late one was sent;
-        others of that time are late for the same reason."""
-        if workers == self.workers and workers > 1:
-            self.workers = workers // 2
-            tqdm.write(f"judge: a reply took more than {self.endpoint.timeout:g} s; {self.workers} requests at a "
-                       "time from now on (--judge-workers)", file=sys.stderr)
+    def ask_fewer(self, call: Call, together: int) -> None:
+        """Half as many requests at a time, where `together` were too many: one of them was late."""
+        call.was_late = True
+        fewer = max(1, together // 2)
+        # Others of that time are late for the same reason.
+        if fewer < self.workers:
+            self.workers = fewer
+            if not self.has_said:
+                tqdm.write(f"judge: a reply took more than {self.endpoint.timeout:g} s; fewer requests at a time "
+                           "from now on (--judge-workers)", file=sys.stderr)
+                self.has_said = True

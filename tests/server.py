@@ -49,7 +49,6 @@ class Server(ThreadingHTTPServer):
 
     def always(self, behaviour: str) -> None:
         self.script = lambda number, pair: behaviour
-        self.first = behaviour
 
     def close(self) -> None:
         self.shutdown()

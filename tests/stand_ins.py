@@ -23,14 +23,21 @@ class Refused(Exception):
 class StandIn(ThreadingHTTPServer):
     """shape(server, body) -> the reply to a request, or raises Refused.
     thinks: the model thinks first. one_slot: requests are served one after the other, `seconds` each.
-    edge: what stands before the server, shape(headers) -> None or raises Refused."""
-    daemon_threads, block_on_close, request_queue_size = True, False, 64
+    edge: what stands before the server, edge(headers), may raise Refused. fails: a reply to every pair."""
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
 
     def __init__(self, shape, thinks=False, one_slot=False, seconds=0.0, edge=None, fails=None):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.shape, self.thinks, self.one_slot, self.seconds = shape, thinks, one_slot, seconds
-        self.edge, self.fails = edge, fails
-        self.slot, self.bodies = threading.Lock(), []
+        self.shape = shape
+        self.thinks = thinks
+        self.one_slot = one_slot
+        self.seconds = seconds
+        self.edge = edge
+        self.fails = fails
+        self.slot = threading.Lock()
+        self.bodies = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -45,8 +52,8 @@ class StandIn(ThreadingHTTPServer):
         pass  # a client that gave up
 
     def write(self, body, held_to=None, room=None) -> tuple[str, str, str]:
-        """(thoughts, words, why it ended): what the model writes within `room` tokens. It knows the verdict:
-        it is the truth's last word or two. held_to: "choice", "json" or nothing."""
+        """(thoughts, words, why it ended): what the model writes within `room` tokens. It knows the verdict: the
+        truth is "label VERDICT". held_to: "choice", "json" or nothing."""
         verdict = "specific"
         words = "hello"
         if body["messages"] != OTHER_WORD:

@@ -19,6 +19,9 @@ from reward import Category
 PATTERNS = {f"{module.__name__}.{name}": value
             for module in (judging, taxonomy, server, cache, audit)
             for name, value in vars(module).items() if isinstance(value, re.Pattern)}
+for number, signs in enumerate(judging.THOUGHTS):
+    PATTERNS[f"judge.THOUGHTS {number} begins"] = signs[0]
+    PATTERNS[f"judge.THOUGHTS {number} ends"] = signs[1]
 
 
 def repeated(unit, length=100_000):

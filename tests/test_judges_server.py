@@ -13,7 +13,7 @@ import train
 import trees
 from judge import INSTRUCTIONS, JUDGE_ERROR
 from judges import server as judges_server
-from judges.endpoint import chat_address
+from judges.endpoint import Endpoint, chat_address
 from judges.server import ServerJudge
 from judges.taxonomy import TaxonomyJudge
 from reward import Category
@@ -219,7 +219,7 @@ def test_a_server_that_is_gone_is_given_up_within_few_requests(server, monkeypat
 def test_a_retry_waits_as_long_as_the_server_asks_but_no_longer_than_half_a_minute(server, monkeypatch):
     waited, sleep = [], time.sleep
     monkeypatch.setattr(judges_server.time, "sleep", lambda s: waited.append(s) if s > 1 else sleep(s))
-    for asked, wait in (("7", [7]), ("86400", [30]), ("Wed, 21 Oct 2026 07:28:00 GMT", []), ("-3", [])):
+    for asked, wait in (("7", [7]), ("86400", [30]), ("Wed, 21 Oct 2026 07:28:00 GMT", []), ("-3", []), ("9" * 5000, [])):
         server.headers, waited[:] = {"Retry-After": asked}, []
         server.script = lambda number, pair: "right" if number else "429"
         server.requests.clear()
@@ -324,7 +324,9 @@ def test_a_wrong_key_is_given_up_at_once(server, monkeypatch):
         monkeypatch.setenv("JUDGE_API_KEY", key)
         server.requests.clear()
         judge = ask(server)
-        assert judge(PAIRS * 5) == [None] * 200 and len(server.requests) <= 16
+        server.probes.clear()
+        assert judge(PAIRS * 5) == [None] * 200
+        assert len(server.probes) == 1 and server.requests == []  # the first exchange has said it
         assert judge.last_error == "HTTP 401 Unauthorized no"
 
 
@@ -333,7 +335,9 @@ def test_the_key_never_follows_a_redirect(server, monkeypatch):
     with Server(by_number) as thief:
         server.target = thief.url
         server.always("redirect")
-        assert ask(server)(FEW) == [None] * 3 and thief.requests == []
+        assert ask(server)(FEW) == [None] * 3 and thief.requests == thief.probes == []
+        server.first = "redirect"
+        assert ask(server)(FEW) == [None] * 3 and thief.requests == thief.probes == []
 
 
 def test_a_key_that_comes_back_is_not_repeated(server, monkeypatch):
@@ -342,6 +346,15 @@ def test_a_key_that_comes_back_is_not_repeated(server, monkeypatch):
     judge = ask(server)
     assert judge(FEW) == [None] * 3
     assert judge.last_error == "no verdict in the reply 'Bearer ***'"
+
+
+@pytest.mark.parametrize("echo", [
+    "sk-a/b+c=d", r"sk-a\/b+c=d", r"sk-a\u002fb+c=d", r"sk-a\\/b+c=d", "sk-a&#x2F;b&#43;c&#61;d",
+    "sk-a%2Fb%2Bc%3Dd", "sk-a&amp;#x2F;b+c=d"])
+def test_a_key_that_comes_back_escaped_is_not_repeated(echo):
+    endpoint = Endpoint("http://h", "m", "sk-a/b+c=d")
+    assert endpoint.one_line(OSError(f"bad key {echo} (see the docs)")) == "bad key *** (see the docs)"
+    assert endpoint.one_line(OSError(r"a \u00e9 is left as it is")) == r"a \u00e9 is left as it is"
 
 
 @pytest.mark.parametrize("key", ["sk-a\nsk-b", "sk a", "sk-ä", "sk\x00"])
