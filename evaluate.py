@@ -429,8 +429,8 @@ def refuse_repeats(flag: str, values: list[str]) -> None:
 
 def answer_arguments(args, command: Command) -> dict:
     """All that the answers depend on, as the files of --out say it: another command's answers are refused.
-    Left out is what only says where they go, how many are decoded at a time, how a judge is reached and how much
-    it may say."""
+    Left out is what only says where they go, how many are decoded at a time, how a judge is reached and how
+    much it may say."""
     arguments = dict(vars(args))
     for name in ("image", "out", "rows", "max_unreadable", "judge_cache", "judge_key_file", "judge_timeout",
                  "judge_patience", "judge_workers", "judge_tokens"):

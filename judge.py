@@ -766,8 +766,8 @@ THOUGHTS = [(re.compile(begins, re.VERBOSE), re.compile(ends, re.VERBOSE | re.DO
 
 
 def cut_thoughts(text: str) -> str | None:
-    """What follows the last thought; None where one is left open. A thought ends by the sign of its own family.
-    It may have begun in the prompt."""
+    """What follows the last thought; None where one is left open. A thought ends by the sign of its own
+    family. It may have begun in the prompt."""
     for begins, ends in THOUGHTS:
         end = 0
         for closing in ends.finditer(text):
@@ -1065,8 +1065,8 @@ class LLMJudge(BaseJudge):
     def render(self, pair: Pair) -> str:
         """The prompt about one normalised pair, up to where the verdict begins."""
         turns = chat(self.prompt, pair)
-        # Templates of models that don't think ignore enable_thinking. Some write today's date into the prompt,
-        # with which verdicts would change from day to day.
+        # Templates of models that don't think ignore enable_thinking. Some write today's date into the
+        # prompt, with which verdicts would change from day to day.
         return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True,
                                                   enable_thinking=False, strftime_now=one_date)
 

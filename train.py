@@ -46,9 +46,9 @@ from reward import (SCHEMES, inject_noise, permute_verdicts, shuffle_rewards, sp
                     static_rewards)
 from rollout import Group, sample, seed_for, stack
 from support import report
-from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, RANK_OF_LORA, RATE, REQUESTS, SECONDS,
-                                  SEED, SHARE, TEMPERATURE, TOKENS, check, one_line_errors, option, parse, parser,
-                                  resumed_config)
+from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, RANK_OF_LORA, RATE, REQUESTS,
+                                  SECONDS, SEED, SHARE, TEMPERATURE, TOKENS, check, one_line_errors, option,
+                                  parse, parser, resumed_config)
 from support.files import append, write_json
 from support.memory import rows_at_a_time
 from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, is_toy, load_judge, load_policy, question_for,
@@ -142,8 +142,8 @@ TOY = dict(limit=1000, model="toy", judge="taxonomy", images_per_step=16, miniba
            steps=60, lr=7e-4, warmup=10, betas=(0.9, 0.99), max_new_tokens=16, max_pixels=None, lora_rank=16,
            checkpointing=False, eval_every=20)
 
-# A resumed run may change these: they change memory and waiting, and of the numbers nothing but rounding and how
-# many verdicts are missing.
+# A resumed run may change these: they change memory and waiting, and of the numbers nothing but rounding and
+# how many verdicts are missing.
 MEMORY = {"micro_batch", "rows", "checkpointing", "judge_timeout", "judge_patience", "judge_workers",
           "judge_tokens"}
 

@@ -43,8 +43,8 @@ def picture_url(image) -> str:
 
 
 def ask(server: Endpoint, question: str, image) -> str:
-    """The server's greedy answer to the question about the picture; one that is cut off as far as it goes, and
-    "" where the model refuses. Raises OSError where there is none."""
+    """The server's greedy answer to the question about the picture; one that is cut off as far as it goes,
+    and "" where the model refuses. Raises OSError where there is none."""
     content = [{"type": "image_url", "image_url": {"url": picture_url(image)}},
                {"type": "text", "text": question}]
     try:

@@ -47,8 +47,8 @@ class NoWords(OSError):
 
 
 class ServerError(OSError):
-    """A reply with another status than 200. said: the server's own words; wait: the seconds that it wants to be
-    left alone."""
+    """A reply with another status than 200. said: the server's own words; wait: the seconds that it wants to
+    be left alone."""
 
     def __init__(self, status: int, reason: str, said: str, wait: int):
         super().__init__(f"HTTP {status} {reason} {said}".strip())
@@ -89,7 +89,7 @@ def read_key(key_file: str | None) -> str:
 
 
 class PatientConnection(http.client.HTTPConnection):
-    """Waits for a reply's first byte as long as `wait(socket)` does, instead of the socket's own time limit."""
+    """Waits for a reply's first byte as long as `wait(socket)` does, not by the socket's own time limit."""
 
     def __init__(self, *args, wait, **kwargs):
         super().__init__(*args, **kwargs)
@@ -211,9 +211,9 @@ def read_reply(reply) -> Reply:
 
 class Endpoint:
     """A model behind a server, asked greedily where it takes a temperature. A reply has `tokens` tokens, the
-    model's thoughts among them, and about `timeout` seconds. These don't run while the server answers others: a
-    server may serve one request after the other, and the work on one that is given up would be lost. (Over
-    https they always run.) Raises ValueError for an address that won't do.
+    model's thoughts among them, and about `timeout` seconds. These don't run while the server answers others:
+    it may serve one request after the other, and the work on one that is given up would be lost. (Over https
+    they always run.) Raises ValueError for an address that won't do.
 
     A server that refuses max_tokens for max_completion_tokens, or a temperature, is asked so from then on."""
 
@@ -278,7 +278,7 @@ class Endpoint:
                         raise TimeoutError("the reply did not end in time")
                     if len(reply) > LONGEST_REPLY:
                         raise OSError(f"the reply is longer than {LONGEST_REPLY:,} bytes")
-        except (http.client.HTTPException, ValueError) as error:  # a reply that breaks off, a host that is none
+        except (http.client.HTTPException, ValueError) as error:  # breaks off; a host that is none
             raise OSError(f"{type(error).__name__}: {error}") from None
         if response.status != 200:
             wait = seconds_to_wait(response.headers)
@@ -299,8 +299,8 @@ class Endpoint:
                     return
 
     def one_line(self, error: OSError) -> str:
-        """What an error says, in one line, cut only after the key is out of it: a server may echo its request,
-        escaped or not."""
+        """What an error says, in one line, cut only after the key is out of it: a server may echo its
+        request, escaped or not."""
         why = str(error)
         secret = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if secret and secret in unescaped(why):

@@ -278,6 +278,6 @@ class ServerJudge(BaseJudge):
         if fewer < self.workers:
             self.workers = fewer
             if not self.has_said:
-                tqdm.write(f"judge: a reply took more than {self.endpoint.timeout:g} s; fewer requests at a time "
-                           "from now on (--judge-workers)", file=sys.stderr)
+                tqdm.write(f"judge: a reply took more than {self.endpoint.timeout:g} s; fewer requests at a "
+                           "time from now on (--judge-workers)", file=sys.stderr)
                 self.has_said = True

@@ -49,7 +49,7 @@ class Places:
         if self.is_full:
             x = x.unflatten(1, self.row_at.shape)                         # (G, B, N, Q, D)
         else:
-            x = x[:, self.row_at]                                         # the same, at several times the cost
+            x = x[:, self.row_at]                                         # the same; several times the cost
         return x.flatten(2, 3)
 
     def by_row(self, x: Tensor) -> Tensor:

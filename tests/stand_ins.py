@@ -52,8 +52,8 @@ class StandIn(ThreadingHTTPServer):
         pass  # a client that gave up
 
     def write(self, body, held_to=None, room=None) -> tuple[str, str, str]:
-        """(thoughts, words, why it ended): what the model writes within `room` tokens. It knows the verdict: the
-        truth is "label VERDICT". held_to: "choice", "json" or nothing."""
+        """(thoughts, words, why it ended): what the model writes within `room` tokens. It knows the verdict:
+        the truth is "label VERDICT". held_to: "choice", "json" or nothing."""
         verdict = "specific"
         words = "hello"
         if body["messages"] != OTHER_WORD:
@@ -158,8 +158,8 @@ def llama_cpp(server, body) -> dict:
 def llama_cpp_without_grammar(server, body) -> dict:
     """A build whose grammar fails: a 500 that is the constraint's fault."""
     if "response_format" in body:
-        raise Refused(500, {"error": {"code": 500, "message": "Failed to initialize samplers: failed to parse "
-                                                              "grammar", "type": "server_error"}})
+        said = "Failed to initialize samplers: failed to parse grammar"
+        raise Refused(500, {"error": {"code": 500, "message": said, "type": "server_error"}})
     return llama_cpp(server, body)
 
 
@@ -174,8 +174,8 @@ def ollama(server, body) -> dict:
 
 
 def openai(server, body) -> dict:
-    """Refuses each field that it doesn't know; a thinking model refuses max_tokens and temperatures, and keeps
-    its thoughts to itself."""
+    """Refuses each field that it doesn't know; a thinking model refuses max_tokens and temperatures, and
+    keeps its thoughts to itself."""
     known = {"model", "messages", "max_tokens", "max_completion_tokens", "temperature", "response_format"}
     for name in body.keys() - known:
         refuse_parameter(f"Unrecognized request argument supplied: {name}", name)
@@ -183,8 +183,8 @@ def openai(server, body) -> dict:
         refuse_parameter("Unsupported parameter: 'max_tokens' is not supported with this model. Use "
                          "'max_completion_tokens' instead.", "max_tokens")
     if server.thinks and body.get("temperature", 1) != 1:
-        refuse_parameter("Unsupported value: 'temperature' does not support 0 with this model. Only the default "
-                         "(1) value is supported.", "temperature")
+        refuse_parameter("Unsupported value: 'temperature' does not support 0 with this model. Only the "
+                         "default (1) value is supported.", "temperature")
     held_to = None
     if "response_format" in body:
         check_schema(body)
@@ -206,5 +206,6 @@ def cloudflare(headers) -> None:
 
 
 def cloudflare_in_trouble(headers) -> None:
-    raise Refused(524, "<!DOCTYPE html>\n<html>\n<head>\n<title>api.example | 524: A timeout occurred</title>\n"
-                       "<style>" + "x" * 5000 + "</style></head><body></body></html>")
+    title = "<title>api.example | 524: A timeout occurred</title>"
+    page = f"<!DOCTYPE html>\n<html>\n<head>\n{title}\n<style>{'x' * 5000}</style></head><body></body></html>"
+    raise Refused(524, page)

@@ -17,7 +17,7 @@ from reward import Category
 # ---- a second of processor time for 100,000 characters
 
 PATTERNS = {f"{module.__name__}.{name}": value
-            for module in (judging, taxonomy, server, cache, audit)
+            for module in (judging, taxonomy, endpoint, server, cache, audit)
             for name, value in vars(module).items() if isinstance(value, re.Pattern)}
 for number, signs in enumerate(judging.THOUGHTS):
     PATTERNS[f"judge.THOUGHTS {number} begins"] = signs[0]

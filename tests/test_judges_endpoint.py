@@ -108,7 +108,8 @@ def test_a_late_first_exchange_takes_away_nothing_that_was_found_since():
     with StandIn(vllm) as server:
         judge = judge_at(server)
         call = Call(PAIRS, patience=60)
-        judge.find_constraint = lambda call: setattr(judge, "constraint", "structured_outputs")  # returns None
+        # It comes to nothing, and meanwhile another call has found the constraint.
+        judge.find_constraint = lambda call: setattr(judge, "constraint", "structured_outputs")
         judge.work(call)
         assert judge.constraint == "structured_outputs" and call.verdicts == RIGHT
 
@@ -202,7 +203,8 @@ def test_a_host_that_is_none_has_a_reason():
 
 @pytest.mark.parametrize("words, held", [
     ("wrong", True), (" more specific\n", True), ('{"category": "less specific"}', True),
-    ("<think>\n\n</think>\n\nwrong", True), ("[THINK]no[/THINK]wrong", True), ("hello", False), ("Wrong.", False), ("", False),
+    ("<think>\n\n</think>\n\nwrong", True), ("[THINK]no[/THINK]wrong", True), ("hello", False),
+    ("Wrong.", False), ("", False),
     ('{"category": "hello"}', False), ('{"category": "wrong"', False), ('"wrong"', False), ("[]", False),
     ("<think> wrong", False), ('{"category": ["wrong"]}', False),
 ])

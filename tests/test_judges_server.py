@@ -219,7 +219,8 @@ def test_a_server_that_is_gone_is_given_up_within_few_requests(server, monkeypat
 def test_a_retry_waits_as_long_as_the_server_asks_but_no_longer_than_half_a_minute(server, monkeypatch):
     waited, sleep = [], time.sleep
     monkeypatch.setattr(judges_server.time, "sleep", lambda s: waited.append(s) if s > 1 else sleep(s))
-    for asked, wait in (("7", [7]), ("86400", [30]), ("Wed, 21 Oct 2026 07:28:00 GMT", []), ("-3", []), ("9" * 5000, [])):
+    for asked, wait in (("7", [7]), ("86400", [30]), ("Wed, 21 Oct 2026 07:28:00 GMT", []), ("-3", []),
+                        ("9" * 5000, [])):
         server.headers, waited[:] = {"Retry-After": asked}, []
         server.script = lambda number, pair: "right" if number else "429"
         server.requests.clear()

@@ -118,7 +118,8 @@ def transformers_serve(tmp_path_factory):
     chat_model("llama", tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     port = free_port()
-    command = [str(Path(sys.executable).with_name("transformers")), "serve", "--port", str(port), "--device", "cpu"]
+    program = Path(sys.executable).with_name("transformers")
+    command = [str(program), "serve", "--port", str(port), "--device", "cpu"]
     environment = dict(os.environ, HF_HUB_OFFLINE="1")
     with open(folder / "log", "w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
