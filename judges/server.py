@@ -172,6 +172,7 @@ class ServerJudge(BaseJudge):
                 found = self.find_constraint(call)
                 if found is not None:  # or a later call may have found it meanwhile
                     self.constraint = found
+                    self.last_error = ""
         for number in call.numbers:
             call.verdicts[number] = self.persist(call, lambda: self.ask_about(call.pairs[number]))
             call.ended += 1
