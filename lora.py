@@ -235,6 +235,15 @@ PLAIN = {
 }
 EMPTY = [None, False, "", [], {}]  # what every other field must be, of later versions too
 
+# Where transformers before 4.52 had a family's language layers, by the model's type. Since then they are at
+# NEWER.
+OLDER = {
+    "qwen2_vl": "model.layers.",
+    "qwen2_5_vl": "model.layers.",
+    "internvl": "language_model.model.layers.",
+}
+NEWER = "model.language_model.layers."
+
 LARGEST_ALPHA = 1e6
 
 
@@ -310,7 +319,10 @@ def load_adapter(model: nn.Module, folder) -> None:
             raise ValueError(f"{source} does not fit its config: {key} is {tuple(tensor.shape)}, the rank "
                              f"{say(config['r'])}")
     add_lora(model, config["r"], config["lora_alpha"])
-    check_layers(model, state, config, source)
+    older = older_path(model, state, source)
+    if older is not None:
+        state = {key.replace(older, NEWER, 1): value for key, value in state.items()}
+    check_layers(model, state, config, source, older)
 
     # A layer that the adapter leaves alone keeps its B of zeros, which changes nothing.
     set_lora_state(model, lora_state(model) | state, source)
@@ -334,9 +346,25 @@ def read_tensors(file: Path, source: str) -> dict[str, Tensor]:
     return state
 
 
-def check_layers(model: nn.Module, state: dict[str, Tensor], config: dict, source: str) -> None:
+def older_path(model: nn.Module, state: dict[str, Tensor], source: str) -> str | None:
+    """Where the adapter's layers are if it names them as transformers before 4.52, else None. Raises
+    ValueError where it names some so and some otherwise."""
+    config = getattr(model, "config", None)
+    older = OLDER.get(getattr(config, "model_type", None))
+    if older is None:
+        return None
+    is_older = {key.startswith(f"base_model.model.{older}") for key in state}
+    if is_older == {True, False}:
+        raise ValueError(f"{source} is broken: some of its tensors have the names of transformers before "
+                         "4.52, and some have not")
+    return older if is_older == {True} else None
+
+
+def check_layers(model: nn.Module, state: dict[str, Tensor], config: dict, source: str,
+                 older: str | None = None) -> None:
     """Raises ValueError, naming the first, where an adapter has tensors that no LoRALinear of the model
-    takes, or has not those that its config promises."""
+    takes, or has not those that its config promises. older: where its config says that layers are, instead
+    of at NEWER."""
     own = lora_state(model).keys()
 
     # A and B of a layer come first: they tell most.
@@ -356,7 +384,8 @@ def check_layers(model: nn.Module, state: dict[str, Tensor], config: dict, sourc
         if config.get("target_modules") is None:  # it names none: those that are there
             is_promised = bool(pair & state.keys())
         else:
-            is_promised = is_target(layer, config, source)
+            its_name = layer.replace(NEWER, older, 1) if older else layer
+            is_promised = is_target(its_name, config, source)
         if is_promised:
             promised |= pair
     differing = sorted(promised ^ state.keys())
