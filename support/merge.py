@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     args = p.parse_args(argv)
     with one_line_errors("merge.py"):
         difference = merge(args.adapter, args.model, Path(args.out))
-    print(f"{args.out}: the logits are within {difference:.1e} of base and adapter, as a share of the largest")
+    print(f"{args.out}: its logits are within {difference:.1e} of base and adapter (of the largest)")
 
 
 if __name__ == "__main__":
