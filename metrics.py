@@ -315,7 +315,7 @@ def difference(*datasets: tuple[Groups, Groups], confidence: float = 0.95, resam
 
 @dataclass(frozen=True)
 class JudgeErrors:
-    """How a judge did on labelled pairs, as far as Wrong or not goes; those without a verdict are left out."""
+    """How a judge did on labelled pairs, as far as Wrong or not goes. No verdict, no pair."""
     wrong: int            # pairs that are labelled Wrong
     wrong_found: int      # of these, judged Wrong
     not_wrong: int        # pairs with another label
@@ -340,8 +340,8 @@ class JudgeErrors:
 
 
 def known_errors(labels: Sequence[Category], verdicts: Sequence[Category | None]) -> JudgeErrors:
-    """A judge's errors on labelled pairs. verdicts: None where there is none. Raises ValueError where no
-    figure could be corrected by them: by pairs of one kind alone, or a judge that is no better than chance."""
+    """A judge's errors on labelled pairs. verdicts: None where there is none, and the pair is left out.
+    Raises ValueError where they could correct no figure: of one kind alone, or no better than chance."""
     wrong_found = []      # an entry for each pair that is labelled Wrong: whether the judge says so
     not_wrong_found = []  # and for each of the others
     for label, verdict in zip(labels, verdicts, strict=True):
@@ -489,6 +489,11 @@ class Tally:
     def answers(self) -> int:
         """How many answers there are, those without a verdict too."""
         return sum(len(group) for group in self.groups)
+
+    @property
+    def most_answers(self) -> int:
+        """N: the most answers that an image has, 0 without images."""
+        return max(map(len, self.groups), default=0)
 
     def verdicts(self) -> list[list]:
         """A list an image of what its answers were judged, without errors."""
