@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 import data
 from judge import Judge, add_arguments, judge_groups, normalize_label
+from judges.audit import read_audit
 from lora import adapters_off
 from metrics import JudgeErrors, Tally, merge
 from policy import Policy
@@ -592,6 +593,7 @@ def run(args) -> None:
         name_pictures(args, command)
         return
 
+    audit_rows = read_audit(args.audit) if args.audit else []
     datasets = load_datasets(args)
     arguments = answer_arguments(args, command)
     file = answers_file(args.out) if args.out else None
@@ -602,9 +604,9 @@ def run(args) -> None:
         # Whether the judge can be corrected shows before anything is answered.
         judge = None
         errors = None
-        if args.audit:
+        if audit_rows:
             judge = load_judge(command.judge, args, "cuda" if torch.cuda.is_available() else "cpu")
-            errors = audited(judge, args.audit)
+            errors = audited(judge, audit_rows, args.audit)
         answer_rest(args, command, datasets, tallies, judge, file, arguments, lock)
         refuse_empty_table(args, datasets, tallies)
 
@@ -612,7 +614,7 @@ def run(args) -> None:
         if args.out:
             lock.check()
             document = {"arguments": arguments, "results": results}
-            write_json(args.out, document if errors is None else document | {"audit": vars(errors)})
+            write_json(args.out, document if errors is None else document | {"audit": errors.to_json()})
     print_results(args, command, results, errors)
 
 

@@ -331,6 +331,9 @@ class JudgeErrors:
         """Its sensitivity: how often it lets pass what is not wrong."""
         return self.not_wrong_found / self.not_wrong
 
+    def to_json(self) -> dict:
+        return asdict(self) | {"q0": self.q0, "q1": self.q1}
+
     def draws(self, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """q0 and q1 as they may be, (resamples,) each: from the Beta distributions that the pairs leave."""
         rng = np.random.default_rng((seed, 1))  # another stream than the images'

@@ -2,13 +2,12 @@
 
     for records in trusted_batches(batches, judge, images):
         append(records)
-    errors = audited(judge, "docs/judge_audit.jsonl")
+    errors = audited(judge, read_audit(file), file)
 """
 
 from collections.abc import Iterable, Iterator
 
 from judge import BY_LABEL, JUDGE_ERROR, Judge
-from judges.audit import read_audit
 from metrics import JudgeErrors, known_errors
 from support.opening import trust
 
@@ -41,10 +40,9 @@ def trusted_batches(batches: Iterable[list[dict]], judge: Judge, images: int) ->
         held = []
 
 
-def audited(judge: Judge, file: str) -> JudgeErrors:
-    """The judge's errors on the labelled pairs of a file, as of docs/judge_audit.jsonl. Raises ValueError
+def audited(judge: Judge, rows: list[dict], file: str) -> JudgeErrors:
+    """The judge's errors on labelled pairs, the rows of a file as judges.audit reads them. Raises ValueError
     where nothing can be corrected by them, JudgeFailed where too many pairs have no verdict."""
-    rows = read_audit(file)
     verdicts = judge([(row["ground_truth"], row["prediction"]) for row in rows])
     trust(judge, verdicts.count(None), len(rows), MOST_JUDGE_ERRORS, f"pairs of {file}")
     labels = [BY_LABEL[row["category"]] for row in rows]

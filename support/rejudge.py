@@ -7,6 +7,7 @@ The verdicts go to a file as a live evaluation's do (support/answers.py), a line
 without the completions. The same command goes on after a kill, and judges nothing twice.
 """
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from judge import Judge, judge_groups, settled
+from judge import Judge, judge_groups, load_prompt, settled
+from judges.audit import read_audit
 from metrics import JudgeErrors, Tally
 from support.answers import (CATEGORY, COSINE, answer_record, answers_file, append_answers, lock_answers,
                              stored_records)
@@ -28,6 +30,8 @@ from support.opening import JUDGE, is_toy, load_judge
 from support.stored_answers import Answered, Stored, open_answers
 from support.tables import table, table_rows, titles
 
+PROMPT_IN_NAME = re.compile(r"[#&]prompt=([^&,]+)")  # http://host#model=NAME&prompt=detailed
+
 Tallies = dict[str, dict[str, dict[str, Tally]]]  # judge -> system -> dataset
 
 
@@ -35,6 +39,7 @@ def judge_stored(args, datasets: dict[str, list]) -> None:
     """The command. args: evaluate.py's; datasets: those of --data, {} where none is given. Raises ValueError,
     OSError, JudgeFailed."""
     refuse_repeats_and_overwriting(args)
+    audit_rows = read_audit(args.audit) if args.audit else []
     stored = open_answers(args.answers, datasets)
     judges = args.judge or ["taxonomy" if is_toy(list(stored.images)) else JUDGE]
     for line in missing_lines(stored):
@@ -47,32 +52,47 @@ def judge_stored(args, datasets: dict[str, list]) -> None:
         done = Counter()  # (judge, system, dataset) -> how many images are judged
         if file is not None:
             done = tally_judged(file, arguments, stored, tallies)
-        errors = judge_rest(args, stored, tallies, done, file, arguments, lock)
+        errors = judge_rest(args, audit_rows, stored, tallies, done, file, arguments, lock)
         fill_missing(stored, tallies)
         refuse_no_answers(args, tallies)
 
-        results = {}
+        results = {}  # judge -> its table
         for judge in judges:
             results[judge] = table_rows(tallies[judge], errors.get(judge))
-        document = {"arguments": arguments, "missing": stored.missing(), "results": results[judges[0]]}
-        if errors:
-            document["audit"] = {judge: vars(found) for judge, found in errors.items()}
+        compared = None
         if len(judges) > 1:
-            document["by_judge"] = results
-            document["comparison"] = comparison(tallies, results, was_asked(stored))
+            compared = comparison(tallies, results, was_asked(stored))
         if args.out:
             lock.check()
-            write_json(args.out, document)
+            write_json(args.out, document(arguments, stored, results, errors, compared))
 
-    for judge in judges:
-        print(f"{', '.join(args.answers)}, judge {judge}")
-        if judge in errors:
-            print(errors_line(args.audit, errors[judge]))
-        print()
-        print(table(dict(zip(titles(results[judge]), results[judge].values()))))
-        print()
-    if len(judges) > 1:
-        print(comparison_text(document["comparison"]))
+    for judge, rows in results.items():
+        print_table(args, judge, rows, errors.get(judge))
+    if compared is not None:
+        print(comparison_text(compared))
+
+
+def document(arguments: dict, stored: Stored, results: dict[str, dict], errors: dict[str, JudgeErrors],
+             compared: dict | None) -> dict:
+    """What --out holds: as a live evaluation's, the first judge's table under "results"."""
+    first = next(iter(results.values()))
+    said = {"arguments": arguments, "missing": stored.missing(), "results": first}
+    if errors:
+        said["audit"] = {judge: found.to_json() for judge, found in errors.items()}
+    if compared is not None:
+        said["by_judge"] = results
+        said["comparison"] = compared
+    return said
+
+
+def print_table(args, judge: str, rows: dict[str, dict], errors: JudgeErrors | None) -> None:
+    """One judge's table."""
+    print(f"{', '.join(args.answers)}, judge {judge}")
+    if errors is not None:
+        print(errors_line(args.audit, errors))
+    print()
+    print(table(dict(zip(titles(rows), rows.values()))))
+    print()
 
 
 def refuse_repeats_and_overwriting(args) -> None:
@@ -111,6 +131,12 @@ def judging_arguments(args, judges: list[str]) -> dict:
     arguments = {"answers": args.answers, "judge": judges}
     for name in ("data", "root", "split", "protocol", "limit", "judge_model", "judge_prompt", "embedder"):
         arguments[name] = getattr(args, name)
+
+    # A prompt is what it says, whatever its file's name.
+    prompts = [args.judge_prompt] if args.judge_prompt else []
+    for judge in judges:
+        prompts += PROMPT_IN_NAME.findall(judge)
+    arguments["prompts"] = [load_prompt(prompt)[0] for prompt in prompts]
     return arguments
 
 
@@ -187,10 +213,10 @@ def refuse_no_answers(args, tallies: Tallies) -> None:
 # Verdicts that are not
 
 
-def judge_rest(args, stored: Stored, tallies: Tallies, done: Counter, file: Path | None, arguments: dict,
-               lock) -> dict[str, JudgeErrors]:
+def judge_rest(args, audit_rows: list[dict], stored: Stored, tallies: Tallies, done: Counter,
+               file: Path | None, arguments: dict, lock) -> dict[str, JudgeErrors]:
     """Judges what the tallies lack, one judge after the other, keeps it in the file if there is one, and
-    tallies it. Returns each judge's errors on the pairs of --audit, {} without."""
+    tallies it. Returns each judge's errors on the rows of --audit, {} without any."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     errors = {}
     embed = None
@@ -198,9 +224,9 @@ def judge_rest(args, stored: Stored, tallies: Tallies, done: Counter, file: Path
         judge = None  # lets go of the last one: two would not fit in the memory
 
         # Whether a judge can be corrected shows before it has judged all answers.
-        if args.audit:
+        if audit_rows:
             judge = load_judge(name, args, device)
-            errors[name] = audited(judge, args.audit)
+            errors[name] = audited(judge, audit_rows, args.audit)
 
         for system in stored.systems:
             for dataset in stored.images:

@@ -166,7 +166,10 @@ def systems_in(file: Path, truths: dict[str, dict[str, str]], finder: "Finder | 
 
 def entries(file: Path) -> Iterator[tuple[int, int, dict]]:
     """(byte, number, object) of each line that says something of an image. Raises ValueError, OSError."""
-    data.refuse_special(file)
+    try:
+        data.refuse_special(file)
+    except ValueError as error:
+        raise ValueError(f"cannot read {file}: {error}") from None
     is_ours = False  # evaluate.py's
     judge = None
     byte = 0
@@ -193,7 +196,7 @@ def parse_line(place: str, line: bytes) -> dict:
     """The JSON object in a line. Raises ValueError."""
     line = line.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors put first
     try:
-        entry = json.loads(line)
+        entry = json.loads(line.decode())
     except (ValueError, RecursionError):
         cut_off = "" if line.endswith(b"\n") else ", it may be cut off"
         raise ValueError(f"{place} is no JSON{cut_off}: expected {LINE}") from None
