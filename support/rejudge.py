@@ -54,7 +54,6 @@ def judge_stored(args, datasets: dict[str, list]) -> None:
             done = tally_judged(file, arguments, stored, tallies)
         errors = judge_rest(args, audit_rows, stored, tallies, done, file, arguments, lock)
         fill_missing(stored, tallies)
-        refuse_no_answers(args, tallies)
 
         results = {}  # judge -> its table
         for judge in judges:
@@ -199,14 +198,6 @@ def fill_missing(stored: Stored, tallies: Tallies) -> None:
             for dataset, tally in by_dataset.items():
                 while len(tally.groups) < len(stored.images[dataset]):
                     tally.add({})
-
-
-def refuse_no_answers(args, tallies: Tallies) -> None:
-    """Raises ValueError where all images were unreadable: there is nothing to measure."""
-    for by_dataset in next(iter(tallies.values())).values():
-        if any(tally.answers for tally in by_dataset.values()):
-            return
-    raise ValueError(f"none of the images in {', '.join(args.answers)} has an answer: there is no table")
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -48,7 +48,8 @@ class System:
     name: str  # the file's word for it
     file: Path
     places: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)  # dataset, id -> byte, line
-    has_texts: bool = True       # whether every image has them
+    has_answers: bool = False    # whether any image has some
+    has_texts: bool = True       # whether every image that has answers has these too
     has_similarity: bool = True
 
 
@@ -111,6 +112,8 @@ def open_answers(files: list[str], datasets: dict[str, list]) -> Stored:
         if not found:
             raise ValueError(f"{file} holds no answers")
         systems += found
+    if not any(system.has_answers for system in systems):
+        raise ValueError(f"none of the images in {', '.join(files)} has an answer: there is no table")
     return Stored(dict(zip(system_names(systems), systems)), truths)
 
 
@@ -159,6 +162,7 @@ def systems_in(file: Path, truths: dict[str, dict[str, str]], finder: "Finder | 
             raise ValueError(f"{place}: {image} is answered in line {earlier} already")
         places[image] = (byte, number)
         if not answered.unreadable:
+            system.has_answers = True
             system.has_texts &= answered.texts is not None
             system.has_similarity &= answered.similarity is not None
     return list(systems.values())
