@@ -361,15 +361,18 @@ def check_options(args) -> None:
 
 def refuse_idle_with_answers(args) -> None:
     """Raises ValueError for what has no effect where nothing is answered."""
-    idle = ["image", "model", "adapter", "prompt", "n", "choose", "temperature", "max_unreadable",
-            "max_new_tokens", "max_pixels", "seed"]
-    if not args.data:
-        idle += ["root", "split", "protocol", "limit"]
+    of_the_policy = ("image", "model", "adapter", "prompt", "n", "choose", "temperature", "max_unreadable",
+                     "max_new_tokens", "max_pixels", "seed")
+    of_the_data = ("root", "split", "protocol", "limit")
     defaults = parser()
-    given = [flag(name) for name in idle if getattr(args, name) != defaults.get_default(name)]
-    if given:
-        needs = "" if args.data else ", or needs --data"
-        raise ValueError(f"--answers judges what is stored: {' and '.join(given)} would do nothing{needs}")
+    given = [name for name in vars(args) if getattr(args, name) != defaults.get_default(name)]
+
+    idle = [flag(name) for name in given if name in of_the_policy]
+    if idle:
+        raise ValueError(f"--answers judges what is stored: {' and '.join(idle)} would do nothing")
+    idle = [flag(name) for name in given if name in of_the_data]
+    if idle and not args.data:
+        raise ValueError(f"--answers takes the images from its files: {' and '.join(idle)} need --data")
 
 
 def resolve(args) -> Command:

@@ -38,7 +38,7 @@ class Answered:
     answers: list[str | None]             # None is malformed
     texts: list[str] | None = None        # the whole completions
     similarity: list | None = None        # of each answer to the truth, where an embedder was asked
-    choice: dict = field(default_factory=dict)  # {"choice": the place of the one that the model took}
+    choice: dict = field(default_factory=dict)  # {"choice": the place of the model's own}, {} if not asked
     unreadable: str = ""                  # why there are no answers
 
 
@@ -211,6 +211,7 @@ def parse_line(place: str, line: bytes) -> dict:
 
 def parse_entry(place: str, entry: dict) -> Answered:
     """What a line says of an image. Raises ValueError."""
+    # whose answers these are
     image = entry.get("id", entry.get("image"))
     if type(image) not in (str, int) or image == "":
         raise ValueError(f'{place}: expected {LINE}, there is no "id" or "image"')
@@ -225,16 +226,19 @@ def parse_entry(place: str, entry: dict) -> Answered:
     truth = entry.get("truth", "")
     if not isinstance(truth, str):
         raise ValueError(f'{place}: "truth" must be a text, got {truth!r:.40}')
+
+    # the answers, read out of the completions where they do not stand in the line
     texts = parse_list(place, entry, "texts", may_be_null=False)
     answers = parse_list(place, entry, "answers", may_be_null=True)
     if answers is None and texts is None:
         raise ValueError(f'{place}: expected {LINE}, there are no "answers" and no "texts"')
     if answers is None:
         answers = [parse_answer(text) for text in texts]
-    if texts is not None and len(texts) != len(answers):
-        raise ValueError(f"{place}: there are {len(answers)} answers and {len(texts)} texts")
+    n = len(answers)
+    if texts is not None and len(texts) != n:
+        raise ValueError(f"{place}: there are {n} answers and {len(texts)} texts")
     return Answered(image, whole_characters(truth).strip(), domain, answers, texts,
-                    stored_similarity(entry, len(answers)), stored_choice(entry, len(answers)))
+                    stored_similarity(entry, n), stored_choice(entry, n))
 
 
 def parse_list(place: str, entry: dict, key: str, may_be_null: bool) -> list | None:
