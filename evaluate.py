@@ -609,7 +609,7 @@ def run(args) -> None:
         errors = None
         if audit_rows:
             judge = load_judge(command.judge, args, "cuda" if torch.cuda.is_available() else "cpu")
-            errors = audited(judge, audit_rows, args.audit)
+            errors = audited(judge, command.judge, audit_rows, args.audit)
         answer_rest(args, command, datasets, tallies, judge, file, arguments, lock)
         refuse_empty_table(args, datasets, tallies)
 

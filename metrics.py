@@ -360,7 +360,7 @@ def known_errors(labels: Sequence[Category], verdicts: Sequence[Category | None]
                          f"{len(wrong_found)} and {len(not_wrong_found)}")
     errors = JudgeErrors(len(wrong_found), sum(wrong_found), len(not_wrong_found), sum(not_wrong_found))
     if errors.q0 + errors.q1 <= 1:
-        raise ValueError(f"the judge finds {errors.q0:.0%} of the wrong pairs and {errors.q1:.0%} of the "
+        raise ValueError(f"it finds {errors.q0:.0%} of the wrong pairs and lets pass {errors.q1:.0%} of the "
                          "others, no better than chance: it can't be corrected, take another judge")
     return errors
 

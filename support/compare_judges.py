@@ -11,6 +11,8 @@ from metrics import FIGURES, NO_VERDICT, flatten, measured
 from reward import Category
 from support.tables import figures_block, heading, titles
 
+SHOWN = ("summary", "intervals", "images", "difference")  # of a row, where judges stand side by side
+
 
 def comparison(tallies: dict, results: dict, asked: list[bool]) -> dict:
     """All that is said of the judges, ready for JSON.
@@ -101,7 +103,8 @@ def figures_by_judge(tallies: dict, results: dict) -> dict[str, dict[str, dict]]
             for row in shared_rows(results):
                 names = results[first_judge][system][row]["datasets"]
                 others = [] if judge == first_judge else [first[name] for name in names]
-                figures[system][judge][row] = measured([own[name] for name in names], others)
+                found = measured([own[name] for name in names], others)
+                figures[system][judge][row] = {key: found[key] for key in SHOWN if key in found}
     return figures
 
 

@@ -2,7 +2,7 @@
 
     for records in trusted_batches(batches, judge, images):
         append(records)
-    errors = audited(judge, read_audit(file), file)
+    errors = audited(judge, "Qwen/Qwen3-4B-Instruct-2507", read_audit(file), file)
 """
 
 from collections.abc import Iterable, Iterator
@@ -40,13 +40,13 @@ def trusted_batches(batches: Iterable[list[dict]], judge: Judge, images: int) ->
         held = []
 
 
-def audited(judge: Judge, rows: list[dict], file: str) -> JudgeErrors:
-    """The judge's errors on labelled pairs, the rows of a file as judges.audit reads them. Raises ValueError
-    where nothing can be corrected by them, JudgeFailed where too many pairs have no verdict."""
+def audited(judge: Judge, name: str, rows: list[dict], file: str) -> JudgeErrors:
+    """The errors of the judge of that name on labelled pairs, the rows of a file as judges.audit reads them.
+    Raises ValueError where nothing can be corrected by them, JudgeFailed where too many have no verdict."""
     verdicts = judge([(row["ground_truth"], row["prediction"]) for row in rows])
     trust(judge, verdicts.count(None), len(rows), MOST_JUDGE_ERRORS, f"pairs of {file}")
     labels = [BY_LABEL[row["category"]] for row in rows]
     try:
         return known_errors(labels, verdicts)
     except ValueError as error:
-        raise ValueError(f"--audit {file}: {error}") from None
+        raise ValueError(f"--audit {file}, judge {name}: {error}") from None

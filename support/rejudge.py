@@ -217,7 +217,7 @@ def judge_rest(args, audit_rows: list[dict], stored: Stored, tallies: Tallies, d
         # Whether a judge can be corrected shows before it has judged all answers.
         if audit_rows:
             judge = load_judge(name, args, device)
-            errors[name] = audited(judge, audit_rows, args.audit)
+            errors[name] = audited(judge, name, audit_rows, args.audit)
 
         for system in stored.systems:
             for dataset in stored.images:

@@ -267,8 +267,9 @@ def test_nothing_that_can_be_judged(folder):
 
 @pytest.mark.parametrize("options, words", [
     (["--n", "4", "--model", "m"], "--answers judges what is stored: --model and --n would do nothing"),
-    (["--limit", "3"], "the images from its files: --limit need --data"), (["--image", "x"], "--image would do"),
-    (["--adapter", "x"], "--adapter would do nothing"), (["--out", "theirs.json"], "would write into"),
+    (["--limit", "3"], "the images from its files: --limit need --data"),
+    (["--image", "x"], "--image would do"), (["--adapter", "x"], "--adapter would do"),
+    (["--out", "theirs.json"], "would write into"),
     (["--answers", "theirs.jsonl", "--answers", "theirs.jsonl"], "--answers names one thing twice"),
     (["--judge", "tree.json", "--judge", "tree.json"], "--judge names one thing twice"),
     (["--judge", "a", "--judge", "b", "--judge-model", "m"], "--judge-model is of one judge"),
@@ -533,7 +534,7 @@ def test_a_chance_judge_in_a_draw_widens_the_interval():
 
 
 @pytest.mark.parametrize("labels, verdicts, words", [
-    ([W, W, S, S], [W, S, S, W], "finds 50% of the wrong pairs and 50% of the others, no better than chance"),
+    ([W, W, S, S], [W, S, S, W], "finds 50% of the wrong pairs and lets pass 50% of the others, no better"),
     ([W, S], [S, W], "finds 0% of the wrong"), ([W, W], [W, S], "there are 2 and 0"),
     ([W, S], [None, S], "there are 0 and 1")])
 def test_errors_that_correct_nothing_are_refused(labels, verdicts, words):
@@ -589,7 +590,7 @@ def test_corrected_figures_stand_beside_the_raw_ones(live, monkeypatch, folder, 
 def test_a_judge_that_cannot_be_corrected_judges_nothing(monkeypatch, folder):
     write("audit.jsonl", audit_rows(wrong=1))
     write("theirs.jsonl", [GOOD])
-    words = "--audit audit.jsonl: the judge finds 20% of the wrong pairs and 80% of the others, no better"
+    words = "--audit audit.jsonl, judge tree.json: it finds 20% of the wrong pairs and lets pass 80% of"
     refused(words, "--answers", "theirs.jsonl", "--audit", "audit.jsonl")
     with pytest.raises(SystemExit) as stop:
         run(monkeypatch, "--data", "toy-bird", "--judge", "tree.json", "--audit", "audit.jsonl")
