@@ -413,16 +413,17 @@ def refuse_undecodable(what: str, text: str) -> None:
         raise ValueError(f"{what} {text!r:.200} is not UTF-8: rename it") from None
 
 
-def refuse_odd_words(argv: list[str] | None) -> None:
+def refuse_odd_words(argv: list[str] | None, repeatable: tuple[str, ...] = ()) -> None:
     """ValueError for what argparse takes without a word: an option that is given twice, of which it keeps the
-    last; a value that is empty or not UTF-8. argv: of a command; None: this program's."""
+    last (but for the repeatable ones, of which it keeps all); a value that is empty or not UTF-8. argv: of a
+    command; None: this program's."""
     given = set()
     option = "the command line"
     for word in sys.argv[1:] if argv is None else argv:
         value = word
         if word.startswith("--"):
             option, equals, value = word.partition("=")
-            if option in given:
+            if option in given and option not in repeatable:
                 raise ValueError(f"{option} is given twice")
             given.add(option)
             value = value if equals else option

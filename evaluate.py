@@ -5,13 +5,16 @@ pictures.
     python evaluate.py --data flowers,food,pets,cars,aircraft --root DIR --adapter none runs/x/adapter
     python evaluate.py --data cub --root DIR --n 64 --temperature 0.6 --out best_of.json
     python evaluate.py --image photo.jpg --model Qwen/Qwen2.5-VL-7B-Instruct --n 8
+    python evaluate.py --answers best_of.jsonl --judge meta-llama/Llama-3.1-8B-Instruct
 
 As a library: `evaluate(policy, judge, data.load("toy-bird", "test"), question)["summary"]`.
 
 Answers are greedy by default, sampled with `--n 8`. The command prints correctness, specificity and their
 harmonic mean with 95 % bootstrap intervals over images; the paired difference of every further adapter to
 the first; what the answers are; what an oracle would pick of k; the majority answer. `--out FILE.json` keeps
-the figures, and every answer in FILE.jsonl, from which the same command goes on after a kill.
+the figures, and every answer in FILE.jsonl, from which the same command goes on after a kill. `--answers`
+judges and measures such a file, or anyone's, without a policy (support/rejudge.py): by another judge, or by
+several beside each other. `--audit` adds correctness without the judge's errors.
 
 Where this departs from the paper and from lmms-owc:
 1. The judge is whichever is given (the paper's evaluations use Llama-3-70B).
@@ -34,31 +37,31 @@ import torch
 from tqdm import tqdm
 
 import data
-from judge import (JUDGE_ERROR, Judge, add_arguments, category_name, closed_blocks, judge_groups,
-                   normalize_label)
+from judge import Judge, add_arguments, judge_groups, normalize_label
+from judges.audit import read_audit
 from lora import adapters_off
-from metrics import Tally, majority, means_over, measured, merge, similarity, text_inclusion
+from metrics import JudgeErrors, Tally, merge
 from policy import Policy
 from rollout import PROMPTS, Group, sample
-from support.answers import answers_file, append_answers, lock_answers, stored_answers, weights_hash
+from support.answers import (answer_record, answers_file, append_answers, lock_answers, stored_answers,
+                             weights_hash)
 from support.command_line import (ANSWERS, COUNT, FROM_0, REQUESTS, SECONDS, SEED, SHARE, TEMPERATURE,
-                                  TOKENS, check_value, first_line)
+                                  TOKENS, check_value, first_line, flag)
 from support.embedder import load_embedder
 from support.files import write_json
+from support.judging import audited, trusted_batches
 from support.memory import rows_at_a_time
 from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, ImagesUnreadable, JudgeFailed, adapter_folder,
                              base_models, choose_model, is_toy, is_toy_model, load_judge, load_policy,
                              question_for, require_readable, trust)
 from support.processes import gather, share
-from support.tables import table
+from support.rejudge import errors_line, judge_stored
+from support.tables import table, table_rows, titles
 from toy import captions
 
 # Where the command line does not say; the embedded world needs less.
 DEFAULTS = {"judge": JUDGE, "max_new_tokens": 512, "max_pixels": 512 * 28 * 28}
 TOY_DEFAULTS = {"judge": "taxonomy", "max_new_tokens": 16, "max_pixels": None}
-
-MOST_JUDGE_ERRORS = 0.5  # a larger share of answers without a verdict ends the command
-ENOUGH_ANSWERS = 16      # fewer don't tell a few judge errors from a judge that is gone
 
 # The question of --choose.
 CHOICE = """{question}
@@ -159,27 +162,6 @@ def batch_records(batch: list[data.Example], readable: list[data.Example], group
     return records
 
 
-def answer_record(example: data.Example, group: Group, categories: list, embed) -> dict:
-    """What is kept of an image's answers: the words, and scores that need no judge, a number an answer."""
-    scores = {"text_inclusion": [], "thought_not_said": []}
-    for text, answer in zip(group.texts, group.answers):
-        scores["text_inclusion"].append(int(text_inclusion(example.label, answer)))
-        scores["thought_not_said"].append(int(thought_not_said(example.label, text, answer)))
-    if embed is not None:
-        scores["semantic_similarity"] = similarity(embed, example.label, group.answers)
-    normalised = [None if answer is None else normalize_label(answer) for answer in group.answers]
-    return {
-        "id": example.id,
-        "domain": example.domain,
-        "truth": example.label,
-        "texts": group.texts,
-        "answers": group.answers,
-        "categories": [category_name(category) for category in categories],
-        "majority": majority(normalised),
-        "scores": scores,
-    }
-
-
 def own_choice(policy: Policy, image, group: Group, question: str, max_new_tokens: int,
                seed: int) -> int | None:
     """The place of the answer that the policy takes when it sees its own distinct answers; None where it
@@ -197,27 +179,6 @@ def own_choice(policy: Policy, image, group: Group, question: str, max_new_token
                     max_new_tokens=max_new_tokens)
     chosen = groups[0].answers[0]
     return None if chosen is None else places.get(normalize_label(chosen))
-
-
-def thought_not_said(truth: str, text: str, answer: str | None) -> bool:
-    """Whether the reasoning, all that stands outside the answer's tags, names the truth and the answer does
-    not: normalised, as whole words."""
-    if answer is None:
-        return False
-    # Answers are cut out, but not those inside a closed <think> block: parse_answer reads none there.
-    reasoning = ""
-    place = 0
-    for block, start, end in closed_blocks(text):
-        if block == "answer":
-            reasoning += text[place:start] + " "
-            place = end
-    reasoning += text[place:]
-
-    # Spaces around them make whole words of what is compared.
-    name = f" {normalize_label(truth)} "
-    thought = f" {normalize_label(reasoning)} "
-    said = f" {normalize_label(answer)} "
-    return name in thought and name not in said
 
 
 def before_and_after(policy: Policy, judge: Judge, tests: dict[str, list], question: str, max_new_tokens: int,
@@ -296,13 +257,16 @@ def parser() -> argparse.ArgumentParser:
     """The options; what None stands for is decided in resolve."""
     p = argparse.ArgumentParser(usage="%(prog)s [options]; --help lists them", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--data", default=",".join(TOY_SETS),
+    p.add_argument("--data",
                    help="datasets, comma between them (default: the embedded world's four)")
     p.add_argument("--root", help="folder of the datasets (default: data)")
     p.add_argument("--split", default="test", choices=("train", "val", "test"))
     p.add_argument("--protocol", default="official", choices=("official", "coop"), help="whose splits")
     p.add_argument("--limit", type=int, help="at most this many images a dataset, a random subset by seed 42")
     p.add_argument("--image", nargs="+", metavar="FILE", help="name these pictures instead")
+    p.add_argument("--answers", action="append", metavar="FILE.jsonl",
+                   help="judge the answers that are stored there instead: an --out's, or a line an image of "
+                        "id or image, truth, answers or texts; may be given again")
     p.add_argument("--model", help="checkpoint folder or hub name, or toy (default: the adapter's base, "
                                    f"else toy for the embedded world, {MODEL} otherwise)")
     p.add_argument("--adapter", nargs="+", default=["none"], metavar="DIR",
@@ -315,9 +279,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--choose", action="store_true",
                    help="with --n: ask the model which of its own answers it takes, one more answer an image")
     p.add_argument("--temperature", type=float, help="default: 0 (greedy) for n = 1, else 1")
-    p.add_argument("--judge", help="chat model, http://server, taxonomy.json, or taxonomy (default: taxonomy "
-                                   f"for the embedded world, else {JUDGE})")
+    p.add_argument("--judge", action="append",
+                   help="chat model, http://server, taxonomy.json, or taxonomy (default: taxonomy for the "
+                        f"embedded world, else {JUDGE}); with --answers several are compared, each in a "
+                        "--judge of its own")
     add_arguments(p)
+    p.add_argument("--audit", metavar="FILE",
+                   help="labelled pairs, as judge.py's: adds correctness without the judge's errors")
     p.add_argument("--judge-cache", default=VERDICTS, help="file of remembered verdicts, or none")
     p.add_argument("--max-unreadable", type=float, default=0.5, metavar="SHARE",
                    help="share of a dataset's images that can't be read that ends the command (default: 0.5)")
@@ -328,7 +296,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-pixels", type=int,
                    help="larger images are scaled down (default: 512 x 28 x 28; none in the embedded world)")
     p.add_argument("--rows", type=int, default=256,
-                   help="answers decoded at a time (default: 256; on a GPU at most what fits)")
+                   help="answers decoded, or with --answers judged, at a time (default: 256; on a GPU at "
+                        "most what fits)")
     p.add_argument("--seed", type=int, default=0, help="of sampled answers and of the model toy (default: 0)")
     p.add_argument("--out", metavar="FILE.json",
                    help="write the figures there, the answers to FILE.jsonl, from which the same command "
@@ -377,10 +346,33 @@ def check_options(args) -> None:
             raise ValueError(f"{args.out} holds something else: give another --out")
 
     # options that would do nothing
+    if args.answers:
+        refuse_idle_with_answers(args)
+        return
     if args.image:
-        idle = [f"--{name}" for name in ("out", "limit", "embedder", "choose") if getattr(args, name)]
+        needing_data = ("out", "limit", "embedder", "choose", "audit")
+        idle = [f"--{name}" for name in needing_data if getattr(args, name)]
         if idle:
             raise ValueError(f"--image only prints answers: {' and '.join(idle)} need --data")
+    if args.judge and len(args.judge) > 1:
+        raise ValueError("several judges are compared on answers that are stored: answer once, with one "
+                         "--judge and --out FILE.json, then give --answers FILE.jsonl and every --judge")
+
+
+def refuse_idle_with_answers(args) -> None:
+    """Raises ValueError for what has no effect where nothing is answered."""
+    of_the_policy = ("image", "model", "adapter", "prompt", "n", "choose", "temperature", "max_unreadable",
+                     "max_new_tokens", "max_pixels", "seed")
+    of_the_data = ("root", "split", "protocol", "limit")
+    defaults = parser()
+    given = [name for name in vars(args) if getattr(args, name) != defaults.get_default(name)]
+
+    idle = [flag(name) for name in given if name in of_the_policy]
+    if idle:
+        raise ValueError(f"--answers judges what is stored: {' and '.join(idle)} would do nothing")
+    idle = [flag(name) for name in given if name in of_the_data]
+    if idle and not args.data:
+        raise ValueError(f"--answers takes the images from its files: {' and '.join(idle)} need --data")
 
 
 def resolve(args) -> Command:
@@ -413,7 +405,7 @@ def resolve(args) -> Command:
         adapters=adapters,
         weights=weights,
         model=model,
-        judge=args.judge or defaults["judge"],
+        judge=args.judge[0] if args.judge else defaults["judge"],
         question=question,
         temperature=temperature,
         max_new_tokens=args.max_new_tokens or defaults["max_new_tokens"],
@@ -432,8 +424,8 @@ def answer_arguments(args, command: Command) -> dict:
     Left out is what only says where they go, how many are decoded at a time, how a judge is reached and how
     much it may say."""
     arguments = dict(vars(args))
-    for name in ("image", "out", "rows", "max_unreadable", "judge_cache", "judge_key_file", "judge_timeout",
-                 "judge_patience", "judge_workers", "judge_tokens"):
+    for name in ("image", "answers", "audit", "out", "rows", "max_unreadable", "judge_cache",
+                 "judge_key_file", "judge_timeout", "judge_patience", "judge_workers", "judge_tokens"):
         del arguments[name]
     arguments["adapter"] = command.adapters
     arguments["model"] = command.model
@@ -509,10 +501,12 @@ def refuse_empty_table(args, datasets: dict[str, list], tallies: dict[str, dict[
 
 
 def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
-                tallies: dict[str, dict[str, Tally]], file: Path | None, arguments: dict, lock) -> None:
-    """Answers what the tallies lack, judges it, keeps it in the file if there is one, and tallies it."""
-    judge = None
+                tallies: dict[str, dict[str, Tally]], judge: Judge | None, file: Path | None, arguments: dict,
+                lock) -> None:
+    """Answers what the tallies lack, judges it, keeps it in the file if there is one, and tallies it. judge:
+    None where it is not yet loaded."""
     embed = None
+    rows = None  # answers at a time
     begun = any(tally.groups for by_name in tallies.values() for tally in by_name.values())
     for adapter in command.adapters:
         policy = None  # lets go of the last adapter's: two would not fit in the memory
@@ -527,6 +521,7 @@ def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
                 policy = open_policy(args, command, adapter)
             if judge is None:
                 judge = load_judge(command.judge, args, policy.device)
+            if rows is None:
                 rows = rows_at_a_time(policy, judge, command.question, args.n, max(1, args.rows // args.n),
                                       command.max_new_tokens, command.max_pixels, most=args.rows)
                 if args.embedder:
@@ -567,61 +562,16 @@ def readable_batches(batches: Iterable[list[dict]], stored: list[str], images: i
         yield held
 
 
-def trusted_batches(batches: Iterable[list[dict]], judge: Judge, images: int) -> Iterator[list[dict]]:
-    """Passes batches of records on, together `images` of them, as long as the judge can be trusted.
-
-    Records with judge errors are held back until there are answers enough to tell a few errors from a judge
-    that is gone. Raises JudgeFailed in the second case: what was held back is no result, and is not kept.
-    """
-    held = []
-    for batch in batches:
-        held += batch
-        images -= len(batch)
-
-        # an entry for each answer that is held, a judge error where there is no verdict
-        categories = []
-        for record in held:
-            categories += record.get("categories", [])
-        errors = categories.count(JUDGE_ERROR)
-
-        # After the last image there won't be more to go by.
-        if errors > 0 and len(categories) < ENOUGH_ANSWERS and images > 0:
-            continue
-        trust(judge, errors, len(categories), MOST_JUDGE_ERRORS, "answers")
-        yield held
-        held = []
-
-
-def table_rows(tallies: dict[str, dict[str, Tally]], n: int) -> dict[str, dict[str, dict]]:
-    """Adapter -> dataset or mean -> its row of the table, with the difference to the first adapter's."""
-    first_adapter = next(iter(tallies))
-    first = tallies[first_adapter]
-
-    # Without a verdict from every adapter a dataset has its own row, but enters no mean.
-    measurable = []
-    for name in first:
-        if all(by_name[name].summary().n > 0 for by_name in tallies.values()):
-            measurable.append(name)
-    members = {name: [name] for name in first} | means_over(measurable)
-
-    # The first adapter has nothing that it could be compared with.
-    results = {}
-    for adapter, by_name in tallies.items():
-        results[adapter] = {}
-        for row, names in members.items():
-            own = [by_name[name] for name in names]
-            others = [] if adapter == first_adapter else [first[name] for name in names]
-            results[adapter][row] = {"datasets": names} | measured(own, others, n)
-    return results
-
-
-def print_results(args, command: Command, results: dict[str, dict[str, dict]]) -> None:
+def print_results(args, command: Command, results: dict[str, dict[str, dict]],
+                  errors: JudgeErrors | None) -> None:
     """The table; and, on the error output, the first ten of the images that could not be read."""
     if command.temperature > 0:
         how = f"{args.n} samples at temperature {command.temperature}"
     else:
         how = "greedy"
     print(f"{command.model}, prompt {args.prompt!r}, {how}, judge {command.judge}, {args.split} images")
+    if errors is not None:
+        print(errors_line(args.audit, errors))
     print()
     print(table(dict(zip(titles(command.adapters), results.values()))))
 
@@ -633,44 +583,49 @@ def print_results(args, command: Command, results: dict[str, dict[str, dict]]) -
         print(line, file=sys.stderr)
 
 
-def titles(adapters: list[str]) -> list[str]:
-    """Short names: "base", the run's folder, or the whole path where two runs' folders have one name."""
-    names = []
-    for adapter in adapters:
-        folder = adapter.removesuffix("/").removesuffix("/adapter")
-        names.append("base" if adapter == "none" else Path(folder).name)
-    return [name if names.count(name) == 1 else adapter for name, adapter in zip(names, adapters)]
-
-
 def run(args) -> None:
     """The command: raises what main makes one line of."""
     check_options(args)
+    if args.answers:
+        judge_stored(args, load_datasets(args) if args.data else {})
+        return
+    if not args.data:
+        args.data = ",".join(TOY_SETS)
     command = resolve(args)
 
     if args.image:
         name_pictures(args, command)
         return
 
+    audit_rows = read_audit(args.audit) if args.audit else []
     datasets = load_datasets(args)
     arguments = answer_arguments(args, command)
     file = answers_file(args.out) if args.out else None
     with lock_answers(file) as lock:
         tallies = stored_tallies(file, arguments, command.adapters, datasets)
         refuse_stored_unreadable(args, datasets, tallies)
-        answer_rest(args, command, datasets, tallies, file, arguments, lock)
+
+        # Whether the judge can be corrected shows before anything is answered.
+        judge = None
+        errors = None
+        if audit_rows:
+            judge = load_judge(command.judge, args, "cuda" if torch.cuda.is_available() else "cpu")
+            errors = audited(judge, command.judge, audit_rows, args.audit)
+        answer_rest(args, command, datasets, tallies, judge, file, arguments, lock)
         refuse_empty_table(args, datasets, tallies)
 
-        results = table_rows(tallies, args.n)
+        results = table_rows(tallies, errors)
         if args.out:
             lock.check()
-            write_json(args.out, {"arguments": arguments, "results": results})
-    print_results(args, command, results)
+            document = {"arguments": arguments, "results": results}
+            write_json(args.out, document if errors is None else document | {"audit": errors.to_json()})
+    print_results(args, command, results, errors)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     try:
-        data.refuse_odd_words(argv)
+        data.refuse_odd_words(argv, repeatable=("--answers", "--judge"))
         run(args)
     except ValueError as error:
         sys.exit(f"evaluate.py: {first_line(error)}")

@@ -1,5 +1,5 @@
 """The paper's figures: correctness, specificity, their harmonic mean (HM), best-of-N, bootstrap intervals,
-paired differences, text inclusion.
+paired differences, text inclusion, correctness corrected for a judge's known errors.
 
 Copy this file together with reward.py. As a library: `summarize([Category.GENERIC, Category.WRONG, None])`.
 
@@ -219,6 +219,13 @@ def bootstrap(groups: Groups, resamples: int = 1000, seed: int = 0) -> np.ndarra
 
 def bootstrap_sums(sums: np.ndarray, resamples: int = 1000, seed: int = 0) -> np.ndarray:
     """bootstrap's draws, from the images' sums (B, 3)."""
+    # the figures of a draw follow from its sums: all draws at once
+    answers, good, level = drawn_sums(sums, resamples, seed).T  # (resamples,) each
+    return np.stack(figures_of(answers, good, level), axis=1)  # (resamples, 3)
+
+
+def drawn_sums(sums: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """(resamples, 3): the sums (B, 3) of B images, drawn with replacement and added up."""
     images = len(sums)
     if images == 0:
         return np.zeros((resamples, 3))
@@ -228,10 +235,7 @@ def bootstrap_sums(sums: np.ndarray, resamples: int = 1000, seed: int = 0) -> np
     for _ in range(resamples):
         picks = rng.integers(images, size=images)  # (B,)
         drawn.append(sums[picks].sum(axis=0))  # (3,)
-
-    # the figures of a draw follow from its sums: all draws at once
-    answers, good, level = np.stack(drawn).T  # (resamples,) each
-    return np.stack(figures_of(answers, good, level), axis=1)  # (resamples, 3)
+    return np.stack(drawn)
 
 
 def image_sums(groups: Groups) -> np.ndarray:
@@ -300,6 +304,116 @@ def difference(*datasets: tuple[Groups, Groups], confidence: float = 0.95, resam
         "intervals": percentiles(np.mean(draws, axis=0), confidence),
         "images": images,
     }
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A judge's known errors
+#
+# Lee et al., How to Correctly Report LLM-as-a-Judge Evaluations (arXiv 2511.21140). Departs from them in the
+# interval: theirs is a formula for independent answers, this one draws whole images.
+
+
+@dataclass(frozen=True)
+class JudgeErrors:
+    """How a judge did on labelled pairs, as far as Wrong or not goes. No verdict, no pair."""
+    wrong: int            # pairs that are labelled Wrong
+    wrong_found: int      # of these, judged Wrong
+    not_wrong: int        # pairs with another label
+    not_wrong_found: int  # of these, judged anything but Wrong
+
+    @property
+    def q0(self) -> float:
+        """The judge's specificity: how often it calls Wrong what is wrong."""
+        return self.wrong_found / self.wrong
+
+    @property
+    def q1(self) -> float:
+        """Its sensitivity: how often it lets pass what is not wrong."""
+        return self.not_wrong_found / self.not_wrong
+
+    def to_json(self) -> dict:
+        return asdict(self) | {"q0": self.q0, "q1": self.q1}
+
+    def draws(self, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """q0 and q1 as they may be, (resamples,) each: from the Beta distributions that the pairs leave."""
+        rng = np.random.default_rng((seed, 1))  # another stream than the images'
+        q0 = rng.beta(self.wrong_found + 1, self.wrong - self.wrong_found + 1, resamples)
+        q1 = rng.beta(self.not_wrong_found + 1, self.not_wrong - self.not_wrong_found + 1, resamples)
+        return q0, q1
+
+
+def known_errors(labels: Sequence[Category], verdicts: Sequence[Category | None]) -> JudgeErrors:
+    """A judge's errors on labelled pairs. verdicts: None where there is none, and the pair is left out.
+    Raises ValueError where they could correct no figure: of one kind alone, or no better than chance."""
+    wrong_found = []      # an entry for each pair that is labelled Wrong: whether the judge says so
+    not_wrong_found = []  # and for each of the others
+    for label, verdict in zip(labels, verdicts, strict=True):
+        if verdict is None:
+            continue
+        if label == Category.WRONG:
+            wrong_found.append(verdict == Category.WRONG)
+        else:
+            not_wrong_found.append(verdict != Category.WRONG)
+
+    if not wrong_found or not not_wrong_found:
+        raise ValueError(f"it takes pairs that are wrong and pairs that are not, with a verdict: there are "
+                         f"{len(wrong_found)} and {len(not_wrong_found)}")
+    errors = JudgeErrors(len(wrong_found), sum(wrong_found), len(not_wrong_found), sum(not_wrong_found))
+    if errors.q0 + errors.q1 <= 1:
+        raise ValueError(f"it finds {errors.q0:.0%} of the wrong pairs and lets pass {errors.q1:.0%} of the "
+                         "others, no better than chance: it can't be corrected, take another judge")
+    return errors
+
+
+def corrected_share(p, q0, q1):
+    """The share of answers that are not wrong, where a judge lets the share p pass: (p + q0 - 1) /
+    (q0 + q1 - 1), clipped to [0, 1]. Numbers, or arrays of one shape.
+
+    A judge that is no better than chance, q0 + q1 <= 1, tells nothing. In an interval's draws it stands for 0
+    or 1, by the numerator's sign, and so widens the interval.
+    """
+    better_than_chance = np.maximum(q0 + q1 - 1, 1e-9)
+    return np.clip((p + q0 - 1) / better_than_chance, 0, 1)
+
+
+def corrected_correctness(*datasets: Groups, errors: JudgeErrors, confidence: float = 0.95,
+                          resamples: int = 1000, seed: int = 0) -> dict:
+    """{"correctness", "interval": (low, high)}: correctness without the judge's errors; of several datasets,
+    the mean of their own.
+
+    No judge decides that an answer is malformed: the share of the others is corrected, and then counted among
+    all. The interval holds the images' sampling and, by `errors.draws`, how few pairs the judge's errors are
+    known from.
+    """
+    q0_draws, q1_draws = errors.draws(resamples, seed)  # one judge: the same for all datasets
+    points = []
+    draws = []
+    for number, groups in enumerate(datasets):
+        sums = correctness_sums([group for group in groups if group])  # (B, 3)
+        points.append(corrected_of_sums(sums.sum(axis=0), errors.q0, errors.q1))
+        drawn = drawn_sums(sums, resamples, seed + number)  # (resamples, 3)
+        draws.append(corrected_of_sums(drawn.T, q0_draws, q1_draws))  # (resamples,)
+
+    tail = 50 * (1 - confidence)  # per cent left out at each end
+    low, high = np.percentile(np.mean(draws, axis=0), [tail, 100 - tail])
+    return {"correctness": float(np.mean(points)), "interval": (float(low), float(high))}
+
+
+def correctness_sums(groups: Groups) -> np.ndarray:
+    """(B, 3): of each image its answers, those that are well-formed, and those that are not wrong."""
+    rows = []
+    for group in groups:
+        well_formed = [Category(c) for c in group if c is not None]
+        good = [category for category in well_formed if category != Category.WRONG]
+        rows.append((len(group), len(well_formed), len(good)))
+    return np.array(rows, dtype=float).reshape(-1, 3)  # (0, 3) without images
+
+
+def corrected_of_sums(sums, q0, q1):
+    """Corrected correctness from correctness_sums' three: numbers, or arrays of one shape."""
+    answers, well_formed, good = sums
+    passed = ratio(good, well_formed)
+    return ratio(well_formed, answers) * corrected_share(passed, q0, q1)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -378,6 +492,11 @@ class Tally:
     def answers(self) -> int:
         """How many answers there are, those without a verdict too."""
         return sum(len(group) for group in self.groups)
+
+    @property
+    def most_answers(self) -> int:
+        """N: the most answers that an image has, 0 without images."""
+        return max(map(len, self.groups), default=0)
 
     def verdicts(self) -> list[list]:
         """A list an image of what its answers were judged, without errors."""

@@ -23,13 +23,14 @@ import torch
 from tqdm import tqdm
 
 import data
-from evaluate import batch_records, trusted_batches
+from evaluate import batch_records
 from judge import judge_groups, open_judge, parse_answer
 from judges.endpoint import Endpoint, NoWords
 from metrics import Summary, Tally
 from rollout import PROMPTS
 from support.answers import append_answers, lock_answers, stored_answers
 from support.command_line import COUNT, TOKENS, check_value, one_line_errors
+from support.judging import trusted_batches
 from support.opening import JudgeFailed
 
 TIMEOUT = 300  # seconds

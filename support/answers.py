@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-from judge import JUDGE_ERROR, category_name
+from judge import JUDGE_ERROR, category_name, closed_blocks, normalize_label
 from lora import adapter_weights
+from metrics import majority, similarity, text_inclusion
 from reward import Category
 from support.files import append, json_line
 from support.lock import Lock
@@ -27,11 +28,66 @@ from support.stored import TEXT, refuse_other
 
 WORDS = [category_name(category) for category in (None, *Category)] + [JUDGE_ERROR]
 
-# What may stand in a record, as support.stored says it.
+# ------------------------------------------------------------------------------------------------------------
+# A record
+
+# What may stand in it, as support.stored says it.
 ANSWER = (lambda value: value is None or type(value) is str, "a text or null")
 CATEGORY = (lambda value: type(value) is str and value in WORDS, f"one of {', '.join(WORDS)}")
 FLAG = (lambda value: type(value) is int and value in (0, 1), "0 or 1")
 COSINE = (lambda value: type(value) in (int, float) and abs(value) < 1.001, "in [-1, 1]")
+
+
+def answer_record(example, group, categories: list, embed) -> dict:
+    """What is kept of an image's answers: the words, and scores that need no judge, a number an answer.
+
+    example: has an image's id, domain and label; group: its answers and their texts (None where these are not
+    known: then nobody knows what the reasoning names); embed: None, or as in metrics.similarity.
+    """
+    truth = example.label
+    scores = {"text_inclusion": [int(text_inclusion(truth, answer)) for answer in group.answers]}
+    if group.texts is not None:
+        scores["thought_not_said"] = []
+        for text, answer in zip(group.texts, group.answers):
+            scores["thought_not_said"].append(int(thought_not_said(truth, text, answer)))
+    if embed is not None:
+        scores["semantic_similarity"] = similarity(embed, truth, group.answers)
+    normalised = [None if answer is None else normalize_label(answer) for answer in group.answers]
+    return {
+        "id": example.id,
+        "domain": example.domain,
+        "truth": truth,
+        "texts": group.texts,
+        "answers": group.answers,
+        "categories": [category_name(category) for category in categories],
+        "majority": majority(normalised),
+        "scores": scores,
+    }
+
+
+def thought_not_said(truth: str, text: str, answer: str | None) -> bool:
+    """Whether the reasoning, all that stands outside the answer's tags, names the truth and the answer does
+    not: normalised, as whole words."""
+    if answer is None:
+        return False
+    # Answers are cut out, but not those inside a closed <think> block: parse_answer reads none there.
+    reasoning = ""
+    place = 0
+    for block, start, end in closed_blocks(text):
+        if block == "answer":
+            reasoning += text[place:start] + " "
+            place = end
+    reasoning += text[place:]
+
+    # Spaces around them make whole words of what is compared.
+    name = f" {normalize_label(truth)} "
+    thought = f" {normalize_label(reasoning)} "
+    said = f" {normalize_label(answer)} "
+    return name in thought and name not in said
+
+
+# ------------------------------------------------------------------------------------------------------------
+# The file
 
 
 def answers_file(out: str) -> Path:
@@ -73,43 +129,55 @@ def stored_answers(file: Path, arguments: dict, adapters: list[str],
     """Yields (adapter, dataset's name, record) for each record that the same command wrote before.
 
     arguments: of the command that runs now. datasets: name -> its Examples; the records must be of these
-    images in this order. One record is in memory at a time. A last line that a kill left half-written is cut
-    off, once all before it fits. Raises ValueError where something does not fit.
+    images in this order. As stored_records.
+    """
+    for record in stored_records(file, arguments, expected_records(arguments, adapters, datasets)):
+        yield record["adapter"], record["data"], record
+
+
+def expected_records(arguments: dict, adapters: list[str],
+                     datasets: dict[str, list]) -> Iterator[tuple[dict, dict]]:
+    """For each record, in the order in which the command comes to them: how it begins, and the pattern of the
+    rest where the image could be read."""
+    for adapter in adapters:
+        for name, examples in datasets.items():
+            for example in examples:
+                beginning = {"adapter": adapter, "data": name, "id": example.id}
+                yield beginning, answered_pattern(example, arguments)
+
+
+def stored_records(file: Path, arguments: dict, expected: Iterator[tuple[dict, dict]]) -> Iterator[dict]:
+    """Yields each record that the same command wrote before, as `expected` says them.
+
+    One record is in memory at a time. A last line that a kill left half-written is cut off, once all before
+    it fits. Raises ValueError where something does not fit.
     """
     if not file.exists():
         return
     if not file.is_file():  # a pipe may never end
         raise ValueError(f"{file} is no file: give another --out")
     whole = 0  # bytes up to the end of the last whole line
-    coming = places(adapters, datasets)
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            place = None if number == 1 else next(coming, None)
-            if number > 1 and place is None:
+            beginning, pattern = {"arguments": arguments}, {}
+            if number > 1:
+                beginning, pattern = next(expected, (None, None))
+            if beginning is None:
                 raise ValueError(f"{file} holds more answers than there are images: give another --out")
 
             # Lines are appended whole: only a kill, or a full disk, leaves a last one without its end.
             if not line.endswith(b"\n"):
-                refuse_foreign_end(file, line, place, arguments)
+                refuse_foreign_end(file, line, beginning)
                 break
             whole += len(line)
             value = parse_line(file, number, line)
             if number == 1:
                 check_arguments(file, value, arguments)
             else:
-                adapter, name, example = place
-                refuse_other_record(f"{file}, line {number}", value, place, arguments)
-                yield adapter, name, value
+                refuse_other_record(f"{file}, line {number}", value, beginning, pattern)
+                yield value
     if whole < file.stat().st_size:
         os.truncate(file, whole)
-
-
-def places(adapters: list[str], datasets: dict[str, list]) -> Iterator[tuple]:
-    """(adapter, dataset's name, Example) in the order in which the command comes to them."""
-    for adapter in adapters:
-        for name, examples in datasets.items():
-            for example in examples:
-                yield adapter, name, example
 
 
 def parse_line(file: Path, number: int, line: bytes) -> dict:
@@ -124,25 +192,21 @@ def parse_line(file: Path, number: int, line: bytes) -> dict:
         raise ValueError(f"{file}, line {number} is no record of an evaluation") from None
 
 
-def refuse_other_record(line: str, record: dict, place: tuple, arguments: dict) -> None:
+def refuse_other_record(line: str, record: dict, beginning: dict, pattern: dict) -> None:
     """Raises ValueError where a record is of another image, or none that this command can have written."""
-    adapter, name, example = place
-    expected = {"adapter": adapter, "data": name, "id": example.id}
-    if any(record.get(key) != value for key, value in expected.items()):
-        raise ValueError(f"{line} goes on with {record['id']!r:.60}, the data with {example.id}: they have "
-                         "changed, give another --out")
+    if any(record.get(key) != value for key, value in beginning.items()):
+        raise ValueError(f"{line} goes on with {record['id']!r:.60}, the data with {beginning['id']}: they "
+                         "have changed, give another --out")
     if "unreadable" in record:
-        pattern = expected | {"unreadable": TEXT}
-    else:
-        pattern = expected | answered_pattern(example, arguments)
+        pattern = {"unreadable": TEXT}
     try:
-        refuse_other(record, pattern, "it")
+        refuse_other(record, beginning | pattern, "it")
     except ValueError as error:
         raise ValueError(f"{line} is no record of this evaluation: {error}") from None
 
 
 def answered_pattern(example, arguments: dict) -> dict:
-    """What evaluate.answer_record makes, as support.stored says it."""
+    """What answer_record makes, as support.stored says it."""
     n = arguments["n"]
     scores = {"text_inclusion": [FLAG] * n, "thought_not_said": [FLAG] * n}
     if arguments["embedder"]:
@@ -163,14 +227,12 @@ def place_below(n: int) -> tuple:
     return passes, f"a number from 0 to {n - 1}, or null"
 
 
-def refuse_foreign_end(file: Path, end: bytes, place: tuple | None, arguments: dict) -> None:
+def refuse_foreign_end(file: Path, end: bytes, beginning: dict) -> None:
     """Raises ValueError where a half-written last line is not the beginning of the one that belongs there:
-    somebody else's file may end without a line's end, too. place: None in the first line."""
-    if place is None:
-        expected = json_line({"arguments": arguments})
-    else:
-        adapter, name, example = place
-        expected = json_line({"adapter": adapter, "data": name, "id": example.id})[:-2]  # goes on behind it
+    somebody else's file may end without a line's end, too."""
+    expected = json_line(beginning)
+    if "arguments" not in beginning:
+        expected = expected[:-2]  # a record goes on
     length = min(len(end), len(expected))
     if end[:length] != expected[:length]:
         raise ValueError(f"{file} ends in what is no record of this evaluation: give another --out")

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
-from metrics import FIGURES, PICKS
+from metrics import FIGURES, PICKS, JudgeErrors, Tally, corrected_correctness, means_over, measured
 
 LEGEND = """\
 [ ]: 95 % bootstrap intervals over images. malf.: no answer to judge, counts as wrong. errors (answers without
@@ -12,7 +13,7 @@ a verdict) and unreadable images are left out. included: the answer holds the tr
 reasoning names the truth, the answer does not. similar: cosine of the embedded answer and truth. best of k:
 an oracle takes the best of k answers, the mean over all subsets of k; images with fewer verdicts are left
 out. majority: the answer that was given most often. choice: the one that the model
-then chose itself."""
+then chose itself. corrected: without the judge's errors, as an audit knows them."""
 
 # How a score of `metrics.measured` is headed.
 SCORES = {"text_inclusion": "included", "thought_not_said": "thought", "semantic_similarity": "similar"}
@@ -24,23 +25,66 @@ SCORES = {"text_inclusion": "included", "thought_not_said": "thought", "semantic
 # datasets, and the others are compared with the first.
 
 
+def table_rows(tallies: dict[str, dict[str, Tally]],
+               errors: JudgeErrors | None = None) -> dict[str, dict[str, dict]]:
+    """System -> dataset or mean -> its row, with the difference to the first system's and, where the judge's
+    errors are known, the corrected correctness. tallies: system -> dataset -> its Tally."""
+    first_system = next(iter(tallies))
+    first = tallies[first_system]
+
+    # Without a verdict from every system a dataset has its own row, but enters no mean.
+    measurable = []
+    for name in first:
+        if all(by_name[name].summary().n > 0 for by_name in tallies.values()):
+            measurable.append(name)
+    members = {name: [name] for name in first} | means_over(measurable)
+
+    # The first system has nothing that it could be compared with.
+    results = {}
+    for system, by_name in tallies.items():
+        n = max(tally.most_answers for tally in by_name.values())
+        results[system] = {}
+        for row, names in members.items():
+            own = [by_name[name] for name in names]
+            others = [] if system == first_system else [first[name] for name in names]
+            results[system][row] = {"datasets": names} | measured(own, others, n)
+            if errors is not None:
+                datasets = [tally.verdicts() for tally in own]
+                results[system][row]["corrected"] = corrected_correctness(*datasets, errors=errors)
+    return results
+
+
+def titles(systems: Iterable[str]) -> list[str]:
+    """Short names: "base", the run's folder, or the whole path where two runs' folders have one name."""
+    systems = list(systems)
+    names = []
+    for system in systems:
+        folder = system.removesuffix("/").removesuffix("/adapter")
+        names.append("base" if system == "none" else Path(folder).name)
+    return [name if names.count(name) == 1 else system for name, system in zip(names, systems)]
+
+
 def table(systems: dict[str, dict[str, dict]]) -> str:
     """Three blocks of text: the figures, with the differences to the first system; what the answers are; HM
     of the best of k, where there are several answers to an image."""
     blocks = [figures_block(systems), answers_block(systems)]
-    any_row = next(iter(first_rows(systems).values()))  # either all have the best of k, or none
-    if "best_of" in any_row:
-        blocks.append(best_of_block(systems, ks=any_row["best_of"]))
+    ks = {}  # as keys: of a system with fewer answers to an image some are missing
+    for _, _, row in rows_in_order(systems):
+        ks |= dict.fromkeys(row.get("best_of", {}))
+    if ks:
+        blocks.append(best_of_block(systems, sorted(ks, key=int)))
     return "\n\n".join([*blocks, LEGEND])
 
 
 def figures_block(systems: dict) -> str:
-    """Below a system's own figures its difference to the first system, its best of all N answers
-    and what it picks itself."""
+    """Below a system's own figures its corrected correctness, its difference to the first system, its best of
+    all N answers and what it picks itself."""
     head = "".join(f" {heading(name):<25}" for name in FIGURES) + "images"
     lines = []
     for dataset, title, row in rows_in_order(systems):
         lines.append((dataset, title, figures_cells(row)))
+        if "corrected" in row:
+            lines.append(("", "  corrected", corrected_cell(row["corrected"])))
         if "difference" in row:
             lines.append(("", minus_first(systems), figures_cells(row["difference"], sign="+")))
         if "best_of" in row:
@@ -63,16 +107,24 @@ def figures_cells(figures: dict, sign: str = "") -> str:
     return cells + f"{figures['images']:>7}"
 
 
+def corrected_cell(corrected: dict) -> str:
+    """Correctness without the judge's errors, in its column: the other figures can't be corrected."""
+    low, high = corrected["interval"]
+    return f" {corrected['correctness']:.3f} [{low:.3f} {high:.3f}]"
+
+
 def answers_block(systems: dict) -> str:
     """How many answers there were, the share of each category, and the scores that need no judge."""
-    # a dataset without any answer has no scores
-    scores = max((row["scores"] for row in first_rows(systems).values()), key=len)
+    # a dataset without any answer has no scores, and answers without their reasoning not all of them
+    rows = [row for _, _, row in rows_in_order(systems)]
+    scores = [name for name in SCORES if any(name in row["scores"] for row in rows)]
     head = " answers  wrong  abst.   gen.   less  spec.   more  malf.  errors  unreadable"
     head += "".join(f"{SCORES[name]:>10}" for name in scores)
     lines = []
     for dataset, title, row in rows_in_order(systems):
         cells = f"{answers_cells(row['summary']):<77}"
-        cells += "".join(f"{value:>10.3f}" for value in row["scores"].values())
+        for name in scores:
+            cells += f"{row['scores'][name]:>10.3f}" if name in row["scores"] else " " * 10
         lines.append((dataset, title, cells))
     return block(systems, head, lines)
 
@@ -93,8 +145,9 @@ def best_of_block(systems: dict, ks: Iterable[str]) -> str:
     lines = []
     for dataset, title, row in rows_in_order(systems):
         cells = " " * len("HM, best of")
-        for best in row["best_of"].values():
-            cells += f"{best['summary']['harmonic_mean']:>7.3f}"
+        best_of = row.get("best_of", {})
+        for k in ks:
+            cells += f"{best_of[k]['summary']['harmonic_mean']:>7.3f}" if k in best_of else " " * 7
         lines.append((dataset, title, cells))
     return block(systems, head, lines)
 

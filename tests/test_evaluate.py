@@ -22,6 +22,7 @@ from reward import Category as C
 from rollout import PROMPTS
 from small_run import stopped_at
 from support import opening, tables
+from support.answers import thought_not_said
 from support.embedder import load_embedder
 from support.files import append
 from toy import world
@@ -631,7 +632,7 @@ def test_means_are_of_the_datasets_own_figures(monkeypatch, tmp_path, capsys):
 
 def test_thought_not_said():
     def named(text, answer, truth="Golden-winged Warbler"):
-        return ev.thought_not_said(truth, text, answer)
+        return thought_not_said(truth, text, answer)
     assert named("<think>A golden-winged\n warbler, I'd say.</think><answer>a bird</answer>", "a bird")
     assert named("<think>golden-winged warbler <answer>bird</answer>", "bird")  # never closed: reasoning too
     assert named("<think><answer>golden-winged warbler</answer></think><answer>bird</answer>", "bird")
@@ -644,8 +645,8 @@ def test_thought_not_said():
 
 
 def test_titles():
-    assert ev.titles(["none", "runs/a/adapter", "b/"]) == ["base", "a", "b"]
-    assert ev.titles(["x/a/adapter", "y/a/adapter"]) == ["x/a/adapter", "y/a/adapter"]
+    assert tables.titles(["none", "runs/a/adapter", "b/"]) == ["base", "a", "b"]
+    assert tables.titles(["x/a/adapter", "y/a/adapter"]) == ["x/a/adapter", "y/a/adapter"]
 
 
 @pytest.fixture

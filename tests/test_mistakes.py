@@ -86,6 +86,7 @@ WORDS = {
     "--out": ["", "photo.jpg", "photo.jpg/x", "folder/full", NO_UTF8, "/dev/null", "/proc/x", "n" * 300],
     "--resume": [*NO_FOLDER, "pipe"],
     "--image": [*NO_FILE, "notes.txt", "empty"],
+    "--answers": [*NO_FILE, "notes.txt", "empty", "photo.jpg"],
     "--adapter": [*NO_FOLDER, "pipe", "judge"],
     "--embedder": [*NO_FOLDER, "pipe"],
     "--audit": [*NO_FILE, "empty", "notes.txt", "photo.jpg"],
@@ -111,7 +112,7 @@ VALID = {"--data": ["cub"], "--root": ["sets"], "--protocol": ["official"], "--s
          "--judge-prompt": ["short"], "--judge-key-file": ["key.txt"], "--judge-cache": ["none"],
          "--method": ["rl"], "--prompt": ["base"], "--loss": ["grpo"], "--reward": ["exact"],
          "--betas": ["0.9", "0.9"], "--control": ["shuffled"], "--out": ["new"], "--resume": ["run"],
-         "--image": ["photo.jpg"],
+         "--image": ["photo.jpg"], "--answers": ["eval.jsonl"],
          "--adapter": ["none"], "--embedder": ["judge"], "--audit": ["pairs.jsonl"], "--sheet": ["x.png"],
          "--ask": ["mallard", "duck"], "--explain": ["mallard", "duck"]}
 
