@@ -34,8 +34,8 @@ import torch
 from tqdm import tqdm
 
 import data
-from judge import (JUDGE_ERROR, Judge, add_arguments, category_name, closed_blocks, judge_groups,
-                   normalize_label)
+from judge import (JUDGE_ERROR, WHOLE_NAME, Judge, add_arguments, category_name, closed_blocks, judge_groups,
+                   normalize_label, read_names)
 from lora import adapters_off
 from metrics import Tally, majority, means_over, measured, merge, similarity, text_inclusion
 from policy import Policy
@@ -315,8 +315,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--choose", action="store_true",
                    help="with --n: ask the model which of its own answers it takes, one more answer an image")
     p.add_argument("--temperature", type=float, help="default: 0 (greedy) for n = 1, else 1")
-    p.add_argument("--judge", help="chat model, http://server, taxonomy.json, or taxonomy (default: taxonomy "
-                                   f"for the embedded world, else {JUDGE})")
+    p.add_argument("--judge", help="chat model, http://server, taxonomy.json, or taxonomy; A,B,C vote; "
+                                   f"a whole name is {WHOLE_NAME} "
+                                   f"(default: taxonomy for the embedded world, else {JUDGE})")
     add_arguments(p)
     p.add_argument("--judge-cache", default=VERDICTS, help="file of remembered verdicts, or none")
     p.add_argument("--max-unreadable", type=float, default=0.5, metavar="SHARE",
@@ -436,7 +437,7 @@ def answer_arguments(args, command: Command) -> dict:
         del arguments[name]
     arguments["adapter"] = command.adapters
     arguments["model"] = command.model
-    arguments["judge"] = command.judge
+    arguments["judge"] = ",".join(name.label for name in read_names(command.judge))
     arguments["question"] = command.question
     arguments["max_pixels"] = command.max_pixels
     arguments["temperature"] = command.temperature
