@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 import data
 from judge import (JUDGE_ERROR, WHOLE_NAME, Judge, add_arguments, category_name, closed_blocks, judge_groups,
-                   normalize_label, read_names)
+                   judge_label, normalize_label)
 from lora import adapters_off
 from metrics import Tally, majority, means_over, measured, merge, similarity, text_inclusion
 from policy import Policy
@@ -437,7 +437,7 @@ def answer_arguments(args, command: Command) -> dict:
         del arguments[name]
     arguments["adapter"] = command.adapters
     arguments["model"] = command.model
-    arguments["judge"] = ",".join(name.label for name in read_names(command.judge))
+    arguments["judge"] = judge_label(command.judge)
     arguments["question"] = command.question
     arguments["max_pixels"] = command.max_pixels
     arguments["temperature"] = command.temperature

@@ -1241,6 +1241,11 @@ def read_names(name: str) -> list[JudgeName]:
     return [read_name(word) for word in name.split(",")]
 
 
+def judge_label(name: str) -> str:
+    """All that the verdicts depend on of what is named: a key's file is not a part of it. Raises ValueError."""
+    return ",".join(each.label for each in read_names(name))
+
+
 def add_options(name: JudgeName, options: dict[str, str | None]) -> JudgeName:
     """The name with the options that it does not say itself. Raises ValueError where both say one thing."""
     for field, value in options.items():

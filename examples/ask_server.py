@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import data
 from evaluate import batch_records, trusted_batches
-from judge import judge_groups, open_judge, parse_answer
+from judge import judge_groups, judge_label, open_judge, parse_answer
 from judges.endpoint import Endpoint
 from metrics import Summary, Tally
 from rollout import PROMPTS
@@ -80,6 +80,7 @@ def answer_arguments(args: argparse.Namespace) -> dict:
     arguments = dict(vars(args))
     for name in ("server", "workers", "out"):
         del arguments[name]
+    arguments["judge"] = judge_label(args.judge)
     return arguments | {"question": PROMPTS[args.prompt], "n": 1, "embedder": None, "choose": False}
 
 

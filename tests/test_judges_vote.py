@@ -274,8 +274,8 @@ MISTAKES = [
     ("no-folder,tree.json", {}, "cannot load the judge 'no-folder'"),
     (f"{NOWHERE}#model=m,{NOWHERE}#key=k&model=m", {}, "a judge is named twice"),
     ("tree.json,tree.json", {}, "a judge is named twice"),
-    (f"tree.json,{NOWHERE}", {"model": "m"}, "--judge-model could mean any of 2 judges: say it in its judge's "
-                                             "name, 'http://host#model=NAME&prompt=PROMPT&key=FILE'"),
+    (f"tree.json,{NOWHERE}", {"model": "m"}, "--judge-model could mean any of 2 judges: say it in its "
+                                             "judge's name, 'http://host#model=NAME&prompt=PROMPT&key=FILE'"),
     ("tree.json,folder", {"prompt": "short"}, "--judge-prompt could mean any of 2 judges"),
     (f"tree.json,{NOWHERE}#model=m", {"key_file": SECRET}, "--judge-key-file could mean any of 2 judges"),
 ]
