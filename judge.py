@@ -1242,7 +1242,7 @@ def read_names(name: str) -> list[JudgeName]:
 
 
 def judge_label(name: str) -> str:
-    """All that the verdicts depend on of what is named: a key's file is not a part of it. Raises ValueError."""
+    """What is kept of a judge's name, or of several: all but the files of keys. Raises ValueError."""
     return ",".join(each.label for each in read_names(name))
 
 

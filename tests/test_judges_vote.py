@@ -13,9 +13,10 @@ import pytest
 import evaluate
 import judge as judging
 import train
+import trees
 from judge import BaseJudge, JudgeName, load_prompt, open_judge, read_name, read_names
 from judges import server as judges_server
-from judges.audit import audit, audit_judge
+from judges.audit import audit_judge
 from judges.cache import CachedJudge
 from judges.server import ServerJudge
 from judges.vote import VotingJudge, median_rung, members
@@ -24,6 +25,7 @@ from server import Server
 from support.memory import judge_bytes
 from support.opening import load_judge
 from support.step_log import cache_figures
+from test_judges_server import after_step, verdict
 from test_train import arguments, lines
 
 W, A, G, L, S, M = Category
@@ -336,15 +338,16 @@ def test_the_audit_prints_each_alone_and_all_together(trees_of_birds, tmp_path, 
     assert [block.splitlines()[0] for block in blocks] == [
         *[f"{tree} alone ==" for tree in trees_of_birds], "the 3 together =="]
 
-    # Less specific, -, wrong; generic, -, less specific; -, generic, -. Two of three have none on the last.
-    verdicts = [[L, G, None], [None, None, G], [W, L, None]]
-    together = [W, G, None]
-    for block, told in zip(blocks, [*verdicts, together]):
-        assert audit(rows, told) in block
-    assert printed.count("(a truth that the tree does not hold)") == 3
+    # They say: less specific, generic, -. Then -, -, generic. Then wrong, less specific, -. The vote is of two
+    # on the first two pairs, and none on the last, where two of three have no verdict: wrong, generic, -.
+    figures = [(1, "0.667"), (2, "0.333"), (1, "0.000"), (1, "0.333")]
+    for block, (missing, accuracy) in zip(blocks, figures):
+        assert block.splitlines()[1] == f"3 pairs, {missing} without a verdict"
+        assert block.splitlines()[2].startswith(f"accuracy {accuracy}, ")
+    assert printed.count("(a truth that the tree does not hold)") == 3  # of each alone
 
-    single = open_judge(str(trees_of_birds[0]))
-    assert audit_judge(single, rows) == audit(rows, verdicts[0]) + "\n(a truth that the tree does not hold)"
+    single = audit_judge(open_judge(str(trees_of_birds[0])), rows)
+    assert single.startswith("3 pairs, 1 without") and single.endswith("that the tree does not hold)")
     judging.main(["--judge", name, "--ask", "herring gull", "bird"])
     assert capsys.readouterr().out == "generic\n"
     with pytest.raises(SystemExit, match="no verdict .*tree0.json: a truth .*; .*tree2.json: a truth"):
@@ -352,44 +355,64 @@ def test_the_audit_prints_each_alone_and_all_together(trees_of_birds, tmp_path, 
 
 
 def test_the_audit_asks_each_judge_once():
-    judges = {"a": Says(W), "b": Says(S), "c": Says(S)}
+    judges = {name: Says(None) for name in "abc"}
     rows = [{"ground_truth": "robin", "prediction": "bird", "category": "generic"}] * 3
-    audit_judge(VotingJudge(judges), rows)
+    assert audit_judge(VotingJudge(judges), rows).count("3 pairs, not one verdict") == 4
     assert [judge.asked for judge in judges.values()] == [[("robin", "bird")]] * 3
 
 
-def test_a_run_with_a_dead_server_in_the_vote_goes_on_and_is_resumed(tmp_path, checkpoint, tree_judge, capfd):
-    """Two equal trees outvote a server that is not there: the run is the tree's own, but for one line."""
+FEW = ["--n", "4", "--steps", "2", "--eval-every", "0"]
+
+
+@pytest.fixture(scope="module")
+def by_the_tree(tmp_path_factory, checkpoint):
+    """A run of two steps that the tree alone has judged."""
+    folder = tmp_path_factory.mktemp("tree")
+    return train.main(arguments(folder, checkpoint, trees.judge_of_cub(folder), *FEW))
+
+
+def same(run, other):
+    """Whether two runs have come to the same answers, verdicts, figures and test."""
+    for name in ("log.jsonl", "samples.jsonl"):
+        assert lines(run / name) == lines(other / name)
+    assert (run / "eval.json").read_text() == (other / "eval.json").read_text()
+
+
+def test_a_run_with_a_dead_server_in_the_vote_goes_on(tmp_path, checkpoint, tree_judge, by_the_tree, capfd):
+    """Two equal trees and a server that is not there: the run is the tree's own, but for one line."""
     other = tmp_path / "other.json"
     other.write_text(tree_judge.read_text())
     key = tmp_path / "key.txt"
     key.write_text(SECRET)
-    spec = f"{tree_judge},{NOWHERE}#model=m&key={key},{other}"
-    few = ["--n", "4", "--steps", "2", "--eval-every", "0"]
-    plain = train.main(arguments(tmp_path, checkpoint, tree_judge, *few, "--out", str(tmp_path / "plain")))
-    capfd.readouterr()
-    voted = train.main(arguments(tmp_path, checkpoint, spec, *few, "--out", str(tmp_path / "voted")))
-    assert lines(voted / "log.jsonl") == lines(plain / "log.jsonl")
-    assert lines(voted / "samples.jsonl") == lines(plain / "samples.jsonl")
-    assert (voted / "eval.json").read_text() == (plain / "eval.json").read_text()
+    name = f"{tree_judge},{NOWHERE}#model=m&key={key},{other}"
+    run = train.main(arguments(tmp_path, checkpoint, name, *FEW))
+    same(run, by_the_tree)
 
     said = [line for line in capfd.readouterr().err.splitlines() if "gave no verdict" in line]
     assert len(said) == 1 and said[0].startswith(f"judge: {NOWHERE}#model=m gave no verdict on ")
-    assert json.loads((voted / "config.json").read_text())["judge"] == spec
-    written = [file.read_bytes() for file in voted.rglob("*") if file.is_file()]
+    assert json.loads((run / "config.json").read_text())["judge"] == name
+    written = [file.read_bytes() for file in run.rglob("*") if file.is_file()]
     assert len(written) > 4 and not any(SECRET.encode() in content for content in written)
 
-    # The run's judge is read from its folder.
-    assert train.main(["--resume", str(voted)]) == voted
 
+def test_a_run_whose_majority_dies_stops_names_them_and_is_resumed(
+        tmp_path, checkpoint, tree_judge, by_the_tree, monkeypatch):
+    key = tmp_path / "key.txt"
+    key.write_text(SECRET)
+    with Server(verdict, secret=SECRET) as server:
+        names = [f"{server.url}#model={model}" for model in "ab"]
+        spec = ",".join([str(tree_judge), *[f"{name}&key={key}" for name in names]])
+        after_step(monkeypatch, 1, lambda: server.always("500"))
+        with pytest.raises(SystemExit) as e:
+            train.main(arguments(tmp_path, checkpoint, spec, *FEW))
+        line = str(e.value)
+        assert "the judge failed on " in line and "groups of step 2" in line and "\n" not in line
+        assert all(f"{name}: HTTP 500" in line for name in names) and "tree.json:" not in line
+        assert SECRET not in line
 
-def test_a_run_whose_majority_is_dead_stops_and_names_them(tmp_path, checkpoint, tree_judge):
-    spec = f"{tree_judge},{NOWHERE}#model=a,{NOWHERE}#model=b"
-    with pytest.raises(SystemExit) as e:
-        train.main(arguments(tmp_path, checkpoint, spec, "--n", "4", "--steps", "1"))
-    line = str(e.value)
-    assert "the judge failed on " in line and "\n" not in line
-    assert f"{NOWHERE}#model=a: " in line and f"{NOWHERE}#model=b: " in line and "tree.json:" not in line
+        # The judges' names, keys and all, are read from the run's folder.
+        server.always("right")
+        same(train.main(["--resume", str(tmp_path / "run")]), by_the_tree)
 
 
 def test_evaluate_takes_a_vote_and_another_key_file_goes_on(tmp_path, checkpoint, tree_judge):
