@@ -1195,12 +1195,14 @@ class JudgeName(NamedTuple):
     @property
     def label(self) -> str:
         """The name without the key's file: what the judge is called where it is shown or kept."""
-        said = []
+        parts = []
         if self.model:
-            said.append(f"model={self.model}")
+            parts.append(f"model={self.model}")
         if self.prompt:
-            said.append(f"prompt={self.prompt}")
-        return "#".join([self.where, "&".join(said)]) if said else self.where
+            parts.append(f"prompt={self.prompt}")
+        if not parts:
+            return self.where
+        return f"{self.where}#{'&'.join(parts)}"
 
 
 WHOLE_NAME = "'http://host#model=NAME&prompt=PROMPT&key=FILE'"  # in quotes, for a shell's sake

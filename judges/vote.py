@@ -34,11 +34,19 @@ class VotingJudge(BaseJudge):
 
     A judge without a verdict leaves the vote to the others: last_error says which one and why, and so does a
     line on the error output, once a judge. Remembered verdicts belong to each judge: put those in a
-    CachedJudge, not the vote."""
+    CachedJudge, not the vote. Raises ValueError where two are one by their keys: the second would repeat what
+    is remembered of the first, and its vote count double."""
 
     def __init__(self, judges: Mapping[str, Judge]):
         if not judges:
             raise ValueError("a vote needs judges")
+        name_of = {}
+        for name, judge in judges.items():
+            key = getattr(judge, "key", name)
+            if key in name_of:
+                raise ValueError(f"{name_of[key]} and {name} are one judge, by its model's name and prompt: "
+                                 "its vote would count double")
+            name_of[key] = name
         self.judges = dict(judges)
         self.named = set()  # the judges that were said to lack a verdict
 

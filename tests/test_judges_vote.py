@@ -45,8 +45,9 @@ def plain_environment(monkeypatch):
 class Says(BaseJudge):
     """Says one thing, or what a function says of a pair, and keeps what it was asked."""
 
-    def __init__(self, verdict, key="a", reason="asleep"):
-        self.verdict, self.key, self.last_error, self.asked = verdict, key, reason, []
+    def __init__(self, verdict, key=None, reason="asleep"):
+        self.verdict, self.last_error, self.asked = verdict, reason, []
+        self.key = key or repr(id(self))
 
     def ask(self, pairs):
         self.asked += pairs
@@ -148,6 +149,16 @@ def test_a_judge_that_says_too_little_is_no_judge():
         VotingJudge({})
 
 
+def test_one_judge_under_two_names_is_refused(judge_folder):
+    """What is remembered of the first would be the second's verdict."""
+    for name in (f"{NOWHERE}#model=m,http://127.0.0.1:10#model=m", f"{judge_folder},{judge_folder}/",
+                 f"{judge_folder},{judge_folder}#prompt=short"):
+        with pytest.raises(ValueError, match=".* and .* are one judge, by its model's name and prompt"):
+            open_judge(name)
+    vote = open_judge(f"{NOWHERE}#model=m,http://127.0.0.1:10#model=m&prompt=short,{NOWHERE}#model=n")
+    assert len(members(vote)) == 3
+
+
 # ---- what each is asked, and remembers
 
 
@@ -175,7 +186,8 @@ def test_each_is_asked_once_about_each_pair_and_remembers_under_its_own_key(tmp_
 
 def test_members_and_the_memory_they_hold(judge_folder, tmp_path):
     judge = open_judge(str(judge_folder))
-    vote = VotingJudge({"a": judge, "b": CachedJudge(judge, tmp_path / "verdicts.sqlite"), "c": Says(S)})
+    other = open_judge(str(judge_folder), prompt="detailed", cache=tmp_path / "verdicts.sqlite")
+    vote = VotingJudge({"a": judge, "b": other, "c": Says(S)})
     assert members(judge) == [judge] and len(members(vote)) == 3
     assert judge_bytes(vote) == 2 * judge_bytes(judge) > 0
 
@@ -338,7 +350,7 @@ def test_the_audit_prints_each_alone_and_all_together(trees_of_birds, tmp_path, 
     assert [block.splitlines()[0] for block in blocks] == [
         *[f"{tree} alone ==" for tree in trees_of_birds], "the 3 together =="]
 
-    # They say: less specific, generic, -. Then -, -, generic. Then wrong, less specific, -. The vote is of two
+    # They say: less specific, generic, -. Then -, -, generic. Then wrong, less specific, -. The vote: of two
     # on the first two pairs, and none on the last, where two of three have no verdict: wrong, generic, -.
     figures = [(1, "0.667"), (2, "0.333"), (1, "0.000"), (1, "0.333")]
     for block, (missing, accuracy) in zip(blocks, figures):
@@ -379,9 +391,9 @@ def same(run, other):
 
 
 def test_a_run_with_a_dead_server_in_the_vote_goes_on(tmp_path, checkpoint, tree_judge, by_the_tree, capfd):
-    """Two equal trees and a server that is not there: the run is the tree's own, but for one line."""
+    """Two trees of the same birds and a server that is not there: the run is the tree's own, but for a line."""
     other = tmp_path / "other.json"
-    other.write_text(tree_judge.read_text())
+    other.write_text(json.dumps(json.loads(tree_judge.read_text()) | {"synonyms": {"anas": "mallard"}}))
     key = tmp_path / "key.txt"
     key.write_text(SECRET)
     name = f"{tree_judge},{NOWHERE}#model=m&key={key},{other}"
