@@ -391,7 +391,7 @@ def same(run, other):
 
 
 def test_a_run_with_a_dead_server_in_the_vote_goes_on(tmp_path, checkpoint, tree_judge, by_the_tree, capfd):
-    """Two trees of the same birds and a server that is not there: the run is the tree's own, but for a line."""
+    """Two trees of the same birds and a server that is gone: the run is the tree's own, but for one line."""
     other = tmp_path / "other.json"
     other.write_text(json.dumps(json.loads(tree_judge.read_text()) | {"synonyms": {"anas": "mallard"}}))
     key = tmp_path / "key.txt"
