@@ -37,7 +37,7 @@ import torch
 from tqdm import tqdm
 
 import data
-from judge import Judge, add_arguments, judge_groups, normalize_label
+from judge import WHOLE_NAME, Judge, add_arguments, judge_groups, judge_label, normalize_label
 from judges.audit import read_audit
 from lora import adapters_off
 from metrics import JudgeErrors, Tally, merge
@@ -280,9 +280,9 @@ def parser() -> argparse.ArgumentParser:
                    help="with --n: ask the model which of its own answers it takes, one more answer an image")
     p.add_argument("--temperature", type=float, help="default: 0 (greedy) for n = 1, else 1")
     p.add_argument("--judge", action="append",
-                   help="chat model, http://server, taxonomy.json, or taxonomy (default: taxonomy for the "
-                        f"embedded world, else {JUDGE}); with --answers several are compared, each in a "
-                        "--judge of its own")
+                   help=f"chat model, http://server, taxonomy.json, or taxonomy; A,B,C vote; a whole name is "
+                        f"{WHOLE_NAME} (default: taxonomy for the embedded world, else {JUDGE}); with "
+                        "--answers several are compared, each in a --judge of its own")
     add_arguments(p)
     p.add_argument("--audit", metavar="FILE",
                    help="labelled pairs, as judge.py's: adds correctness without the judge's errors")
@@ -429,7 +429,7 @@ def answer_arguments(args, command: Command) -> dict:
         del arguments[name]
     arguments["adapter"] = command.adapters
     arguments["model"] = command.model
-    arguments["judge"] = command.judge
+    arguments["judge"] = judge_label(command.judge)
     arguments["question"] = command.question
     arguments["max_pixels"] = command.max_pixels
     arguments["temperature"] = command.temperature

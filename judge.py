@@ -2,14 +2,14 @@
 
     python judge.py --explain "herring gull" "gull or tern"
     python judge.py --judge Qwen/Qwen3-4B-Instruct-2507 --ask "golden-winged warbler" "a warbler"
-    python judge.py --judge http://localhost:8000 --judge-model NAME --audit docs/judge_audit.jsonl
+    python judge.py --judge http://localhost:8000#model=NAME --audit docs/judge_audit.jsonl
 
 From top to bottom: the answer in a completion; labels; the rules that make an answer Wrong before any judge
 sees it; what all judges share; the verdict in a judge model's words; groups; the judge's prompt; the plain
 judge, one forward a pair; opening a judge by its name; the command.
 
 Copy this file together with reward.py: that is a whole judge. The folder judges/ beside them makes it fast
-and adds servers, trees of names, remembered verdicts and the audit.
+and adds servers, trees of names, votes, remembered verdicts and the audit.
 
 A judge is any callable `judge(pairs) -> verdicts` over pairs of (truth, answer): one Category a pair, None
 where it came to no verdict. That is a judge error, and never a score.
@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from reward import Category
 
@@ -1188,24 +1189,123 @@ def load_llm(name: str, prompt: str | None, device) -> LLMJudge:
         raise OSError(f"cannot load the judge {name!r}: {why}") from None
 
 
+class JudgeName(NamedTuple):
+    """One judge's name, taken apart."""
+    where: str                # a server's URL, a taxonomy's JSON file, a chat model's folder or hub name
+    model: str | None = None  # its name on a server
+    prompt: str | None = None
+    key: str | None = None    # the file that a server's key is in
+
+    @property
+    def label(self) -> str:
+        """The name without the key's file: what the judge is called where it is shown or kept."""
+        parts = []
+        if self.model:
+            parts.append(f"model={self.model}")
+        if self.prompt:
+            parts.append(f"prompt={self.prompt}")
+        if not parts:
+            return self.where
+        return f"{self.where}#{'&'.join(parts)}"
+
+
+WHOLE_NAME = "'http://host#model=NAME&prompt=PROMPT&key=FILE'"  # in quotes, for a shell's sake
+OPTIONS = {"model": "--judge-model", "prompt": "--judge-prompt", "key": "--judge-key-file"}
+
+
+def read_name(word: str) -> JudgeName:
+    """Takes one judge's name apart: "http://host#model=NAME&prompt=PROMPT&key=FILE", any of the three.
+
+    Raises ValueError, which repeats no part of the name: it may hold a key, in a wrong place."""
+    where, hash_sign, fragment = word.partition("#")
+    if not where:
+        raise ValueError("a judge's name is empty: names have a comma between them, and each is like "
+                         f"{WHOLE_NAME}")
+    parts = fragment.split("&") if hash_sign else []
+    said = {}
+    for part in parts:
+        field, _, value = part.partition("=")
+        if field not in OPTIONS or not value:
+            raise ValueError("behind a judge's # stand model=NAME, prompt=PROMPT or key=FILE, & between "
+                             f"them: {WHOLE_NAME}")
+        if field in said:
+            raise ValueError(f"{field}= is given twice in a judge's name")
+        said[field] = value
+
+    # What would be passed over without a word.
+    is_server = "://" in where
+    if where.endswith(".json") and said:
+        raise ValueError("a tree of names has no model, prompt or key: nothing stands behind its .json")
+    if not is_server and ("model" in said or "key" in said):
+        raise ValueError("model= and key= belong to a judge on a server, http://host; a chat model's folder "
+                         "or hub name takes prompt= only")
+    return JudgeName(where, **said)
+
+
+def read_names(name: str) -> list[JudgeName]:
+    """The judges that are named, a comma between them. Raises ValueError."""
+    return [read_name(word) for word in name.split(",")]
+
+
+def judge_label(name: str) -> str:
+    """What is kept of a judge's name, or of several: all but the files of keys. Raises ValueError."""
+    return ",".join(each.label for each in read_names(name))
+
+
+def add_options(name: JudgeName, options: dict[str, str | None]) -> JudgeName:
+    """The name with the options that it does not say itself. Raises ValueError where both say one thing."""
+    for field, value in options.items():
+        if not value:
+            continue
+        if getattr(name, field):
+            raise ValueError(f"the judge's {field} is given twice: by {OPTIONS[field]} and by {field}= "
+                             "behind its #")
+        name = name._replace(**{field: value})
+    return name
+
+
 def open_judge(name: str, model: str | None = None, prompt: str | None = None, key_file: str | None = None,
                cache=None, device="cpu", timeout: float = TIMEOUT, patience: float = PATIENCE,
-               workers: int = WORKERS, tokens: int = TOKENS) -> Judge:
-    """A judge by its name: a server's URL (with the model's name there), a taxonomy's JSON file, or a chat
-    model; `cache`: a file to remember verdicts in. Of a server: timeout, patience: seconds that it has for a
-    request and for a call; workers: requests at a time; tokens: of a reply. Raises ValueError or OSError."""
-    if name.endswith(".json"):
+               workers: int = WORKERS, tokens: int = TOKENS, known: dict[str, Judge] | None = None) -> Judge:
+    """A judge by its name: a server's URL, a taxonomy's JSON file, or a chat model, with what belongs to it
+    behind a # (read_name); or several, a comma between them, which vote.
+
+    model, prompt, key_file: of the one judge, where its name does not say them. cache: a file to remember
+    verdicts in. Of servers: timeout, patience: seconds that each has for a request and for a call; workers:
+    requests at a time; tokens: of a reply. known: judges that are open already, by name. Raises ValueError or
+    OSError."""
+    names = read_names(name)
+    options = {"model": model, "prompt": prompt, "key": key_file}
+    limits = {"timeout": timeout, "patience": patience, "workers": workers, "tokens": tokens}
+    known = known or {}
+    if len(names) == 1:
+        return open_one(names[0], options, cache, device, limits, known)
+
+    need_judges("a vote of several judges")
+    from judges.vote import VotingJudge, check_vote
+    check_vote(names, options)
+    judges = {}
+    for each in names:
+        judges[each.label] = open_one(each, {}, cache, device, limits, known)
+    return VotingJudge(judges)
+
+
+def open_one(name: JudgeName, options: dict, cache, device, limits: dict, known: dict[str, Judge]) -> Judge:
+    """One judge, by its name and the options that it does not say itself; the rest as in open_judge."""
+    if name.label in known:
+        return known[name.label]
+    if name.where.endswith(".json"):
         need_judges("a tree of names")
         from judges.taxonomy import TaxonomyJudge
-        return TaxonomyJudge.from_json(name)  # faster than its cache would be
+        return TaxonomyJudge.from_json(name.where)  # faster than its cache would be
 
-    if "://" in name:
+    name = add_options(name, options)
+    if "://" in name.where:
         need_judges("a judge on a server")
         from judges.server import ServerJudge
-        judge = ServerJudge(name, model or "", key_file, prompt or "detailed", timeout=timeout,
-                            patience=patience, workers=workers, tokens=tokens)
+        judge = ServerJudge(name.where, name.model or "", name.key, name.prompt or "detailed", **limits)
     else:
-        judge = load_llm(name, prompt, device)
+        judge = load_llm(name.where, name.prompt, device)
 
     if cache:
         need_judges("a file of remembered verdicts")
@@ -1237,7 +1337,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--explain", nargs=2, metavar=("TRUTH", "ANSWER"),
                    help="which rule makes the answer Wrong before a judge sees it; needs no --judge")
-    p.add_argument("--judge", help="chat model, http://server, or taxonomy.json")
+    p.add_argument("--judge", help="chat model, http://server, or taxonomy.json; A,B,C vote; a whole name is "
+                                   + WHOLE_NAME)
     add_arguments(p)
     p.add_argument("--audit", metavar="FILE", help="JSON lines of ground_truth, prediction, category")
     p.add_argument("--ask", nargs=2, metavar=("TRUTH", "ANSWER"))
@@ -1276,7 +1377,7 @@ def run(args: argparse.Namespace) -> None:
     # The labelled pairs are read first: a mistake in them should show before a model is loaded.
     if args.audit:
         need_judges("--audit")
-        from judges.audit import audit, read_audit
+        from judges.audit import audit_judge, read_audit
         rows = read_audit(args.audit)
 
     judge = open_judge(args.judge, args.judge_model, args.judge_prompt, args.judge_key_file,
@@ -1285,10 +1386,7 @@ def run(args: argparse.Namespace) -> None:
     if args.ask:
         show_verdict(judge, *args.ask)
     if args.audit:
-        verdicts = judge([(row["ground_truth"], row["prediction"]) for row in rows])
-        print(audit(rows, verdicts))
-        if None in verdicts:
-            print(f"({judge.last_error})")
+        print(audit_judge(judge, rows))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -84,7 +84,8 @@ class Config:
                            choices=("official", "coop"))
     limit: int | None = option(3000, "training images a dataset, drawn by seed 42", "official", COUNT)
     model: str = option(MODEL, "checkpoint: folder or hub name", "official")
-    judge: str = option(JUDGE, "chat model, http://server, taxonomy.json, taxonomy", "official: 30B-A3B")
+    judge: str = option(JUDGE, "chat model, http://server, taxonomy.json, taxonomy; A,B,C vote",
+                        "official: 30B-A3B")
     judge_model: str | None = option(None, "the model's name on a judge server")
     judge_prompt: str | None = option(None, "short, detailed or a text file; None: by the judge's size")
     judge_key_file: str | None = option(None, "file with the server's key; None: JUDGE_API_KEY")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import data
 from evaluate import batch_records
-from judge import judge_groups, open_judge, parse_answer
+from judge import judge_groups, judge_label, open_judge, parse_answer
 from judges.endpoint import Endpoint, NoWords
 from metrics import Summary, Tally
 from rollout import PROMPTS
@@ -83,6 +83,7 @@ def answer_arguments(args: argparse.Namespace) -> dict:
     arguments = dict(vars(args))
     for name in ("server", "workers", "out"):
         del arguments[name]
+    arguments["judge"] = judge_label(args.judge)
     return arguments | {"question": PROMPTS[args.prompt], "n": 1, "embedder": None, "choose": False}
 
 

@@ -1,1 +1,1 @@
-"""More judges: a tree of names, a server, remembered verdicts, fast scoring; and how far to trust one."""
+"""More judges: a tree of names, a server, a vote, remembered verdicts, fast scoring; how far to trust one."""

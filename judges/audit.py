@@ -1,13 +1,15 @@
 """How far to trust a judge: its verdicts on labelled pairs.
 
     python judge.py --judge Qwen/Qwen3-4B-Instruct-2507 --audit docs/judge_audit.jsonl
+    python judge.py --judge A,B,C --audit docs/judge_audit.jsonl       # each alone, and their vote
 """
 
 import json
 import random
 from collections.abc import Mapping, Sequence
 
-from judge import BY_LABEL, read_file
+from judge import BY_LABEL, Judge, read_file
+from judges.vote import VotingJudge, median_rung
 from reward import Category, dynamic_bar, speciarl_rewards
 
 Judged = tuple[Category, Category, Mapping]  # (label, verdict, the file's row)
@@ -112,6 +114,31 @@ def audit(rows: Sequence[Mapping], verdicts: Sequence[Category | None], n: int =
         pair = f"{row['ground_truth']} | {row['prediction']}"
         lines.append(f"  {pair}: {label.label}, judged {verdict.label}")
     return "\n".join(lines)
+
+
+def audit_judge(judge: Judge, rows: Sequence[Mapping]) -> str:
+    """The audit of a judge, as text; of a vote that of each judge alone, then that of all together."""
+    pairs = [(row["ground_truth"], row["prediction"]) for row in rows]
+    if not isinstance(judge, VotingJudge):
+        return audit_of(judge, rows, judge(pairs))
+
+    # Each is asked once; the vote is counted from what they said.
+    texts = []
+    ballots = []
+    for name, member in judge.judges.items():
+        ballots.append(member(pairs))
+        texts.append(f"== {name} alone ==\n{audit_of(member, rows, ballots[-1])}\n")
+    together = [median_rung(verdicts) for verdicts in zip(*ballots, strict=True)]
+    texts.append(f"== the {len(ballots)} together ==\n{audit(rows, together)}")
+    return "\n".join(texts)
+
+
+def audit_of(judge: Judge, rows: Sequence[Mapping], verdicts: Sequence[Category | None]) -> str:
+    """The audit of one judge's verdicts, and why there are some missing."""
+    text = audit(rows, verdicts)
+    if None in verdicts:
+        text += f"\n({judge.last_error})"
+    return text
 
 
 def read_row(line: bytes) -> dict:

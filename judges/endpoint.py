@@ -78,7 +78,13 @@ def chat_address(url: str) -> str:
 def read_key(key_file: str | None) -> str:
     """The server's key from a file or from JUDGE_API_KEY in the environment; "" where there is none."""
     if key_file:
-        key = read_file(key_file).decode().strip()
+        try:
+            key = read_file(key_file).decode().strip()
+        except OSError as error:
+            # The name is not repeated: by mistake it may be the key itself.
+            why = error.strerror or "no plain file"
+            raise OSError(f"{why}: --judge-key-file, or key= in a judge's name, must name a file that holds "
+                          "the key") from None
     else:
         key = os.environ.get("JUDGE_API_KEY", "").strip()
     is_missing = bool(key_file) and not key

@@ -106,7 +106,8 @@ class ServerJudge(BaseJudge):
                  timeout: float = 30.0, retries: int = 2, workers: int = 16, pause: float = 0.5,
                  patience: float = 300.0, tokens: int = 1024):
         if not model:
-            raise ValueError("a judge behind a server needs the model's name there: --judge-model NAME")
+            raise ValueError("a judge behind a server needs the model's name there: --judge-model NAME, or "
+                             "http://host#model=NAME")
         for seconds in (timeout, patience):
             if not 0 < seconds <= LONGEST_PATIENCE:
                 raise ValueError("--judge-timeout and --judge-patience must be above 0, at most "

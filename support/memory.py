@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from judges.vote import members
 from policy import Policy, processor_inputs
 from rollout import PROMPTS_AT_ONCE, SAMPLER_BYTES
 from support.checkpoints import render_question
@@ -83,10 +84,14 @@ def held_bytes(model: nn.Module) -> int:
 
 
 def judge_bytes(judge) -> int:
-    """The weights of a judge in this process, also behind its file of verdicts."""
-    inner = getattr(judge, "judge", judge)
-    model = getattr(inner, "model", None)
-    return held_bytes(model) if isinstance(model, nn.Module) else 0
+    """The weights of the judges in this process, also behind a file of verdicts and in a vote."""
+    total = 0
+    for member in members(judge):
+        inner = getattr(member, "judge", member)
+        model = getattr(inner, "model", None)
+        if isinstance(model, nn.Module):
+            total += held_bytes(model)
+    return total
 
 
 def longest_prompt(policy: Policy, question: str, max_pixels: int) -> int:

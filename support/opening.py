@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import policy as policies
-from judge import Judge, open_judge
+from judge import Judge, open_judge, read_names
 from judges.taxonomy import TaxonomyJudge
 from lora import adapter_config, load_adapter
 from rollout import PROMPTS
@@ -74,21 +74,21 @@ def question_for(prompt: str, names: list[str]) -> str:
 
 
 def load_judge(name: str, options, device) -> Judge:
-    """"taxonomy" (the embedded world's tree), or what judge.open_judge knows.
+    """A judge by what judge.open_judge knows, and "taxonomy" (the embedded world's tree); several vote.
 
     options: anything with the command line's judge_model, judge_prompt, judge_key_file, judge_timeout,
     judge_patience, judge_workers, judge_tokens and judge_cache (a file, or "none"). Raises ValueError or
     OSError.
     """
-    if name == "taxonomy":
-        return TaxonomyJudge(world.parents())
+    known = {"taxonomy": TaxonomyJudge(world.parents())}
     cache = None
-    is_tree = name.endswith(".json")  # faster than its cache would be
-    if options.judge_cache != "none" and not is_tree:
+    # Trees remember nothing: they are faster than a cache would be.
+    only_trees = all(each.where in known or each.where.endswith(".json") for each in read_names(name))
+    if options.judge_cache != "none" and not only_trees:
         cache = verdict_file(options.judge_cache)
     return open_judge(name, options.judge_model, options.judge_prompt, options.judge_key_file, cache, device,
                       options.judge_timeout, options.judge_patience, options.judge_workers,
-                      options.judge_tokens)
+                      options.judge_tokens, known)
 
 
 def verdict_file(name: str) -> Path:

@@ -7,7 +7,6 @@ The verdicts go to a file as a live evaluation's do (support/answers.py), a line
 without the completions. The same command goes on after a kill, and judges nothing twice.
 """
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from judge import Judge, judge_groups, load_prompt, settled
+from judge import Judge, judge_groups, judge_label, load_prompt, read_names, settled
 from judges.audit import read_audit
 from metrics import JudgeErrors, Tally
 from support.answers import (CATEGORY, COSINE, answer_record, answers_file, append_answers, lock_answers,
@@ -30,8 +29,6 @@ from support.opening import JUDGE, is_toy, load_judge
 from support.stored_answers import Answered, Stored, open_answers
 from support.tables import table, table_rows, titles
 
-PROMPT_IN_NAME = re.compile(r"[#&]prompt=([^&,]+)")  # http://host#model=NAME&prompt=detailed
-
 Tallies = dict[str, dict[str, dict[str, Tally]]]  # judge -> system -> dataset
 
 
@@ -41,18 +38,19 @@ def judge_stored(args, datasets: dict[str, list]) -> None:
     refuse_repeats_and_overwriting(args)
     audit_rows = read_audit(args.audit) if args.audit else []
     stored = open_answers(args.answers, datasets)
-    judges = args.judge or ["taxonomy" if is_toy(list(stored.images)) else JUDGE]
+    named = args.judge or ["taxonomy" if is_toy(list(stored.images)) else JUDGE]
+    judges = {judge_label(name): name for name in named}  # what is kept of a judge's name, and the whole of it
     for line in missing_lines(stored):
         print(line, file=sys.stderr)
 
-    arguments = judging_arguments(args, judges)
+    arguments = judging_arguments(args, list(judges))
     file = answers_file(args.out) if args.out else None
     with lock_answers(file) as lock:
-        tallies = empty_tallies(judges, stored)
+        tallies = empty_tallies(list(judges), stored)
         done = Counter()  # (judge, system, dataset) -> how many images are judged
         if file is not None:
             done = tally_judged(file, arguments, stored, tallies)
-        errors = judge_rest(args, audit_rows, stored, tallies, done, file, arguments, lock)
+        errors = judge_rest(args, judges, audit_rows, stored, tallies, done, file, arguments, lock)
         fill_missing(stored, tallies)
 
         results = {}  # judge -> its table
@@ -96,8 +94,8 @@ def print_table(args, judge: str, rows: dict[str, dict], errors: JudgeErrors | N
 
 def refuse_repeats_and_overwriting(args) -> None:
     """Raises ValueError for what can't be among the options of this command."""
-    for name in ("answers", "judge"):
-        values = getattr(args, name) or []
+    labels = [judge_label(name) for name in args.judge or []]
+    for name, values in (("answers", args.answers), ("judge", labels)):
         if len(set(values)) < len(values):
             raise ValueError(f"{flag(name)} names one thing twice: {' '.join(values)}")
 
@@ -134,7 +132,7 @@ def judging_arguments(args, judges: list[str]) -> dict:
     # A prompt is what it says, whatever its file's name.
     prompts = [args.judge_prompt] if args.judge_prompt else []
     for judge in judges:
-        prompts += PROMPT_IN_NAME.findall(judge)
+        prompts += [name.prompt for name in read_names(judge) if name.prompt]
     arguments["prompts"] = [load_prompt(prompt)[0] for prompt in prompts]
     return arguments
 
@@ -204,19 +202,20 @@ def fill_missing(stored: Stored, tallies: Tallies) -> None:
 # Verdicts that are not
 
 
-def judge_rest(args, audit_rows: list[dict], stored: Stored, tallies: Tallies, done: Counter,
-               file: Path | None, arguments: dict, lock) -> dict[str, JudgeErrors]:
+def judge_rest(args, judges: dict[str, str], audit_rows: list[dict], stored: Stored, tallies: Tallies,
+               done: Counter, file: Path | None, arguments: dict, lock) -> dict[str, JudgeErrors]:
     """Judges what the tallies lack, one judge after the other, keeps it in the file if there is one, and
-    tallies it. Returns each judge's errors on the rows of --audit, {} without any."""
+    tallies it. judges: their labels and whole names. Returns each judge's errors on the rows of --audit, {}
+    without any."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     errors = {}
     embed = None
-    for name in tallies:
+    for name, whole_name in judges.items():
         judge = None  # lets go of the last one: two would not fit in the memory
 
         # Whether a judge can be corrected shows before it has judged all answers.
         if audit_rows:
-            judge = load_judge(name, args, device)
+            judge = load_judge(whole_name, args, device)
             errors[name] = audited(judge, name, audit_rows, args.audit)
 
         for system in stored.systems:
@@ -228,7 +227,7 @@ def judge_rest(args, audit_rows: list[dict], stored: Stored, tallies: Tallies, d
 
                 # Loaded when they are first needed: where nothing is left to judge, nothing is.
                 if judge is None:
-                    judge = load_judge(name, args, device)
+                    judge = load_judge(whole_name, args, device)
                 if args.embedder and embed is None:
                     embed = load_embedder(args.embedder, device)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from judge import JUDGE_ERROR, category_name
+from judges.vote import members
 from reward import dynamic_bar
 from support.processes import gather
 
@@ -133,11 +134,14 @@ def sampling_figures(records: list[dict]) -> dict[str, float]:
 
 
 def cache_figures(judge) -> dict[str, float]:
-    """The share of all distinct pairs so far that a remembered verdict answered; {} without a cache."""
-    if not hasattr(judge, "hits"):
+    """The share of all distinct pairs so far that a remembered verdict answered, over all judges of a vote;
+    {} without a cache."""
+    caches = [member for member in members(judge) if hasattr(member, "hits")]
+    if not caches:
         return {}
-    asked = judge.hits + judge.misses
-    return {"cache/hit_rate": judge.hits / max(1, asked)}
+    hits = sum(cache.hits for cache in caches)
+    asked = hits + sum(cache.misses for cache in caches)
+    return {"cache/hit_rate": hits / max(1, asked)}
 
 
 def peak_gb() -> float:
