@@ -39,7 +39,8 @@ def judge_stored(args, datasets: dict[str, list]) -> None:
     audit_rows = read_audit(args.audit) if args.audit else []
     stored = open_answers(args.answers, datasets)
     named = args.judge or ["taxonomy" if is_toy(list(stored.images)) else JUDGE]
-    judges = {judge_label(name): name for name in named}  # what is kept of a judge's name, and the whole of it
+    # Of each, what is kept of its name, and the whole of it.
+    judges = {judge_label(name): name for name in named}
     for line in missing_lines(stored):
         print(line, file=sys.stderr)
 
