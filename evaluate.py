@@ -272,7 +272,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--adapter", nargs="+", default=["none"], metavar="DIR",
                    help="adapters or runs, compared with the first; none = the base (default)")
     p.add_argument("--prompt", default="base",
-                   help=f"the question: {', '.join(PROMPTS)}; in the embedded world "
+                   help=f"the question: {', '.join(PROMPTS)}, or a text file; in the embedded world "
                         f"{', '.join(captions.PROMPTS)} (default: base)")
     p.add_argument("--n", type=int, default=1,
                    help="answers an image (default: 1); above 1 with the best of 1, 2, 4, ...")

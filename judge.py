@@ -962,13 +962,18 @@ def load_prompt(name: str) -> tuple[str, list]:
         return INSTRUCTIONS + GUIDE, EXAMPLES
     if not Path(name).is_file():
         raise OSError(f"no judge prompt {name!r}: choose short, detailed, or a text file")
+    return read_text(name, "the judge's prompt"), []
+
+
+def read_text(path, what: str) -> str:
+    """A text file, stripped. what: how an error calls it. Raises ValueError where it is empty or no UTF-8."""
     try:
-        instructions = read_file(name).decode().strip()
+        text = read_file(path).decode().strip()
     except UnicodeDecodeError:
-        raise ValueError(f"the judge's prompt {name} is no text in UTF-8") from None
-    if not instructions:
-        raise ValueError(f"the judge's prompt {name} is empty")
-    return instructions, []
+        raise ValueError(f"{what} {path} is no text in UTF-8") from None
+    if not text:
+        raise ValueError(f"{what} {path} is empty")
+    return text
 
 
 def read_file(path) -> bytes:

@@ -51,8 +51,8 @@ from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, RANK_OF
                                   parse, parser, resumed_config)
 from support.files import append, write_json
 from support.memory import rows_at_a_time
-from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, is_toy, load_judge, load_policy, question_for,
-                             require_readable, trust)
+from support.opening import (JUDGE, MODEL, QUESTION, TOY_SETS, VERDICTS, is_toy, load_judge, load_policy,
+                             question_for, require_readable, trust)
 from support.processes import RANK, gather, share, start_processes, sum_gradients, total
 from support.run_folder import check_folder, load_state, lock_run, save_state, stops_in_one_line
 from support.step_log import (StepLog, UpdateStatistics, cache_figures, gather_records, left_the_step,
@@ -98,7 +98,7 @@ class Config:
     max_unreadable: float = option(0.5, "share of images that can't be read that ends the run", must=SHARE)
     method: str = option("rl", "rl; supervised fine-tuning is python -m baselines.sft", "official: rl",
                          choices=("rl", "sft"))
-    prompt: str = option("base", "the question: base, specific, ...", "official: base")
+    prompt: str = option("base", "the question: base, specific, ..., or a text file", "official: base")
     n: int = option(8, "answers an image (N)", "official: 10", GROUP)
     images_per_step: int = option(256, "images a step", "official", COUNT)
     minibatch: int = option(128, "images an optimizer update", "official", COUNT)
@@ -756,7 +756,7 @@ def run_name(config: Config) -> str:
     parts = [config.data.replace(",", "+").replace("/", "_")]
     parts.append(config.reward if config.method == "rl" else config.method)
     if config.prompt != "base":
-        parts.append(config.prompt)
+        parts.append(Path(config.prompt).stem)  # it may be a file
     if config.loss != "grpo":
         parts.append(config.loss)
     if config.overlong_buffer is not None:
@@ -807,7 +807,7 @@ def open_job(config: Config, folder: Path | None, lock) -> Job:
     is spent."""
     run = folder or Path(config.out)
     examples, validation, tests = load_data(config)
-    question = question_for(config.prompt, config.data.split(","))
+    question = question_for(config.prompt, config.data.split(","), folder)
 
     # The frozen model with adapters to train, and the judge.
     policy = load_policy(config.model, config.seed, max_pixels=config.max_pixels)
@@ -832,6 +832,8 @@ def open_job(config: Config, folder: Path | None, lock) -> Job:
 
     if RANK == 0:
         write_json(run / "config.json", asdict(config))
+        if Path(config.prompt).is_file():  # which may hold another question when the run goes on
+            (run / QUESTION).write_text(question, encoding="utf-8")
         print(json.dumps(asdict(config) | {"steps": steps}, indent=2))
     return Job(config, run, lock, policy, optimizer, judge, question, examples, validation, tests, shown,
                evaluation_rows, steps, done)

@@ -31,7 +31,7 @@ from rollout import PROMPTS
 from support.answers import append_answers, lock_answers, stored_answers
 from support.command_line import COUNT, TOKENS, check_value, one_line_errors
 from support.judging import trusted_batches
-from support.opening import JudgeFailed
+from support.opening import JudgeFailed, question_for
 
 TIMEOUT = 300  # seconds
 
@@ -60,9 +60,10 @@ def answer_in_batches(args: argparse.Namespace, judge, examples: list[data.Examp
     """Yields the records of --workers images at a time: they are asked about side by side, and their answers
     judged in one call."""
     server = Endpoint(args.server, args.model, timeout=TIMEOUT, tokens=args.max_new_tokens)
+    question = question_for(args.prompt, [args.data])
 
     def answer(image) -> str:
-        return ask(server, PROMPTS[args.prompt], image)
+        return ask(server, question, image)
 
     with ThreadPoolExecutor(args.workers) as pool:
         for start in tqdm(range(0, len(examples), args.workers), desc="answers"):
@@ -84,7 +85,8 @@ def answer_arguments(args: argparse.Namespace) -> dict:
     for name in ("server", "workers", "out"):
         del arguments[name]
     arguments["judge"] = judge_label(args.judge)
-    return arguments | {"question": PROMPTS[args.prompt], "n": 1, "embedder": None, "choose": False}
+    question = question_for(args.prompt, [args.data])
+    return arguments | {"question": question, "n": 1, "embedder": None, "choose": False}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -95,7 +97,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--root", help="folder of the datasets")
     p.add_argument("--split", default="test")
     p.add_argument("--limit", type=int, help="at most this many images, a random subset by seed 42")
-    p.add_argument("--prompt", default="base", choices=PROMPTS)
+    p.add_argument("--prompt", default="base", help=f"{', '.join(PROMPTS)}, or a text file (default: base)")
     p.add_argument("--max-new-tokens", type=int, default=512)
     p.add_argument("--workers", type=int, default=32, help="questions at a time")
     p.add_argument("--judge", required=True, help="http://server, taxonomy.json or a chat model")

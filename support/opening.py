@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import policy as policies
-from judge import Judge, open_judge, read_names
+from judge import Judge, open_judge, read_names, read_text
 from judges.taxonomy import TaxonomyJudge
 from lora import adapter_config, load_adapter
 from rollout import PROMPTS
@@ -19,6 +19,7 @@ from toy import base_policy, captions, world
 MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"              # the paper's policy
 JUDGE = "Qwen/Qwen3-4B-Instruct-2507"              # a judge that fits beside it on one GPU
 VERDICTS = "~/.cache/speciarl/verdicts.sqlite"     # where judges remember what they said
+QUESTION = "question.txt"                          # what a run keeps of a question that came from a file
 TOY_SETS = [f"toy-{domain}" for domain in world.DOMAINS]
 
 
@@ -62,15 +63,24 @@ def choose_model(named: str | None, bases: list[str], datasets: list[str]) -> st
     return MODEL
 
 
-def question_for(prompt: str, names: list[str]) -> str:
-    """The text of a named question, for these datasets. Raises ValueError for an unknown name.
+def question_for(prompt: str, names: list[str], run: Path | None = None) -> str:
+    """The text of a question for these datasets: a named one, else a text file's. run: the folder of a run
+    that goes on; it has kept that text. Raises ValueError or OSError.
 
     The embedded world's policy knows a few words only and has its own wording.
     """
-    prompts = captions.PROMPTS if is_toy(names) else PROMPTS
-    if prompt not in prompts:
-        raise ValueError(f"unknown prompt {prompt!r}: choose one of {', '.join(prompts)}")
-    return prompts[prompt]
+    if is_toy(names):
+        if prompt not in captions.PROMPTS:
+            raise ValueError(f"unknown prompt {prompt!r}: the embedded world's are "
+                             f"{', '.join(captions.PROMPTS)}")
+        return captions.PROMPTS[prompt]
+    if prompt in PROMPTS:
+        return PROMPTS[prompt]
+    if run is not None and (run / QUESTION).exists():
+        return read_text(run / QUESTION, "the question")
+    if not prompt or not Path(prompt).exists():
+        raise ValueError(f"unknown prompt {prompt!r}: choose one of {', '.join(PROMPTS)}, or a text file")
+    return read_text(prompt, "the question")
 
 
 def load_judge(name: str, options, device) -> Judge:

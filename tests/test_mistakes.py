@@ -80,7 +80,7 @@ WORDS = {
     "--judge-key-file": [*NO_FILE, "empty", "photo.jpg", "notes.txt"],
     "--judge-cache": ["", "photo.jpg", "folder", "notes.txt", "photo.jpg/x", "pipe", NO_UTF8],
     "--method": [*NO_CHOICE, "sft", "rl"],
-    "--prompt": NO_CHOICE,
+    "--prompt": [*NO_CHOICE, *NO_FILE, "empty", "photo.jpg"],
     "--loss": NO_CHOICE,
     "--reward": NO_CHOICE,
     "--control": NO_CHOICE,

@@ -22,8 +22,9 @@ import trees
 from grpo import group_advantages
 from judges.taxonomy import TaxonomyJudge
 from reward import Category, dynamic_bar, speciarl_rewards
-from rollout import sample
+from rollout import PROMPTS, sample
 from support.files import append
+from support.opening import question_for
 from support.run_folder import load_state, save_state
 
 ROOT = Path(train.__file__).parent
@@ -993,3 +994,30 @@ def test_help_shows_defaults_toy_values_and_sources(capsys):
                  "--max-new-tokens --max-pixels --lora-rank --lora-alpha --checkpointing --seed --out "
                  "--resume --eval-every --eval-limit").split():
         assert name + " " in text or name + "," in text, name
+
+
+def test_a_question_from_a_file_is_kept_with_the_run(tmp_path, checkpoint, judge_folder):
+    """Another text under its name, or none, is no other question for a run that goes on."""
+    file = tmp_path / "which.txt"
+    file.write_text("which bird is it?\n")
+    options = ["--prompt", str(file), "--steps", "1", "--n", "2"]
+    run = train.main(arguments(tmp_path, checkpoint, judge_folder, *options))
+    assert (run / "question.txt").read_text() == "which bird is it?"
+    config = train.Config(**json.loads((run / "config.json").read_text()))
+    assert f"-{file.stem}-" in f"-{train.run_name(config)}-" and "/" not in train.run_name(config)
+    file.write_text("another question")
+    assert question_for(str(file), ["cub"], run) == "which bird is it?"
+    file.unlink()
+    assert question_for(str(file), ["cub"], run) == "which bird is it?"
+    with pytest.raises(ValueError, match="or a text file"):
+        question_for(str(file), ["cub"])
+
+
+def test_a_name_wins_over_a_file_and_the_embedded_world_takes_names_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").write_text("another question")
+    assert question_for("base", ["cub"]) == PROMPTS["base"]
+    (tmp_path / "own.txt").write_text("which is it?")
+    assert question_for("own.txt", ["cub"]) == "which is it?"
+    with pytest.raises(ValueError, match="the embedded world's are base"):
+        question_for("own.txt", ["toy"])
