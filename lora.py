@@ -235,12 +235,11 @@ PLAIN = {
 }
 EMPTY = [None, False, "", [], {}]  # what every other field must be, of later versions too
 
-# Where transformers before 4.52 had a family's language layers, by the model's type. Since then they are at
-# NEWER.
+# Where a family's language layers were, by the model's type; since transformers 4.52 they are at NEWER.
 OLDER = {
     "qwen2_vl": "model.layers.",
     "qwen2_5_vl": "model.layers.",
-    "internvl": "language_model.model.layers.",
+    "internvl": "language_model.model.layers.",  # in its authors' own code
 }
 NEWER = "model.language_model.layers."
 
@@ -347,15 +346,15 @@ def read_tensors(file: Path, source: str) -> dict[str, Tensor]:
 
 
 def older_path(model: nn.Module, state: dict[str, Tensor], source: str) -> str | None:
-    """Where the adapter's layers are if it names them as transformers before 4.52, else None. Raises
-    ValueError where it names some so and some otherwise."""
+    """Where the adapter's layers are if all have their older names, else None. Raises ValueError where some
+    have and some have not."""
     config = getattr(model, "config", None)
     older = OLDER.get(getattr(config, "model_type", None))
     if older is None:
         return None
     is_older = {key.startswith(f"base_model.model.{older}") for key in state}
     if is_older == {True, False}:
-        raise ValueError(f"{source} is broken: some of its tensors have the names of transformers before "
+        raise ValueError(f"{source} is broken: some of its tensors have the names from before transformers "
                          "4.52, and some have not")
     return older if is_older == {True} else None
 

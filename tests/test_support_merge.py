@@ -104,7 +104,7 @@ def test_mistakes_end_in_one_line_and_leave_nothing(tmp_path, checkpoint, monkey
 
 
 # ------------------------------------------------------------------------------------------------------------
-# Adapters with the names of transformers before 4.52
+# Adapters with the names from before transformers 4.52
 
 # Where the families had their language layers then.
 OLDER = {QWEN: "model.layers.", "qwen2_vl": "model.layers.", "internvl": "language_model.model.layers."}
@@ -140,7 +140,7 @@ def test_an_adapter_with_the_older_names_gives_the_same_logits(family, tmp_path,
 def test_an_adapter_that_mixes_both_is_refused(tmp_path, checkpoint):
     adapted(checkpoint, tmp_path / "adapter")
     mixed = with_older_names(QWEN, tmp_path / "adapter", tmp_path / "mixed", keys=lambda number: number % 2)
-    with pytest.raises(ValueError, match="some of its tensors have the names of transformers before 4.52"):
+    with pytest.raises(ValueError, match="some of its tensors have the names from before transformers"):
         lora.load_adapter(policies.load(str(checkpoint)).model, mixed)
 
 
