@@ -569,7 +569,8 @@ def print_results(args, command: Command, results: dict[str, dict[str, dict]],
         how = f"{args.n} samples at temperature {command.temperature}"
     else:
         how = "greedy"
-    print(f"{command.model}, prompt {args.prompt!r}, {how}, judge {command.judge}, {args.split} images")
+    print(f"{command.model}, prompt {args.prompt!r}, {how}, judge {judge_label(command.judge)}, "
+          f"{args.split} images")
     if errors is not None:
         print(errors_line(args.audit, errors))
     print()
@@ -610,7 +611,7 @@ def run(args) -> None:
         errors = None
         if audit_rows:
             judge = load_judge(command.judge, args, "cuda" if torch.cuda.is_available() else "cpu")
-            errors = audited(judge, command.judge, audit_rows, args.audit)
+            errors = audited(judge, judge_label(command.judge), audit_rows, args.audit)
         answer_rest(args, command, datasets, tallies, judge, file, arguments, lock)
         refuse_empty_table(args, datasets, tallies)
 

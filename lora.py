@@ -352,7 +352,8 @@ def older_path(model: nn.Module, state: dict[str, Tensor], source: str) -> str |
     older = OLDER.get(getattr(config, "model_type", None))
     if older is None:
         return None
-    is_older = {key.startswith(f"base_model.model.{older}") for key in state}
+    paths = [key.removeprefix("base_model.model.") for key in state]
+    is_older = {path.startswith(older) for path in paths if path.startswith((older, NEWER))}
     if is_older == {True, False}:
         raise ValueError(f"{source} is broken: some of its tensors have the names from before transformers "
                          "4.52, and some have not")

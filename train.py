@@ -44,7 +44,7 @@ from metrics import average, group_figures, merge
 from policy import Policy, Prompt, completion_logprobs
 from reward import (SCHEMES, inject_noise, permute_verdicts, shuffle_rewards, speciarl_rewards,
                     static_rewards)
-from rollout import Group, sample, seed_for, stack
+from rollout import PROMPTS, Group, sample, seed_for, stack
 from support import report
 from support.command_line import (ABOVE_0, COUNT, FINITE, FROM_0, GROUP, RANK_OF_LORA, RATE, REQUESTS,
                                   SECONDS, SEED, SHARE, TEMPERATURE, TOKENS, check, one_line_errors, option,
@@ -831,9 +831,10 @@ def open_job(config: Config, folder: Path | None, lock) -> Job:
     shown = data.spread(candidates, 8 if config.eval_every else 0)
 
     if RANK == 0:
-        write_json(run / "config.json", asdict(config))
-        if Path(config.prompt).is_file():  # which may hold another question when the run goes on
+        if config.prompt not in PROMPTS and not is_toy(config.data.split(",")):
+            # It came from a file, which may hold another question when the run goes on.
             (run / QUESTION).write_text(question, encoding="utf-8")
+        write_json(run / "config.json", asdict(config))
         print(json.dumps(asdict(config) | {"steps": steps}, indent=2))
     return Job(config, run, lock, policy, optimizer, judge, question, examples, validation, tests, shown,
                evaluation_rows, steps, done)

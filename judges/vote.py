@@ -48,12 +48,13 @@ class VotingJudge(BaseJudge):
                                  "its vote would count double")
             name_of[key] = name
         self.judges = dict(judges)
+        self.keys = list(name_of)
         self.named = set()  # the judges that were said to lack a verdict
 
     @property
     def key(self) -> str:
         """What the vote's verdicts depend on."""
-        return repr(["vote", [judge.key for judge in self.judges.values()]])
+        return repr(["vote", self.keys])
 
     def ask(self, pairs: Sequence[Pair]) -> list[Category | None]:
         ballots = []  # one a judge, each with a verdict a pair
@@ -99,6 +100,11 @@ def check_vote(names: Sequence[JudgeName], options: Mapping[str, str | None]) ->
         if value:
             raise ValueError(f"{OPTIONS[field]} could mean any of {len(names)} judges: say it in its judge's "
                              f"name, {WHOLE_NAME}")
+    refuse_shared_key(names)
+
+
+def refuse_shared_key(names: Sequence[JudgeName]) -> None:
+    """Raises ValueError where the environment's key would be shown to several servers."""
     without_key = {name.where for name in names if "://" in name.where and not name.key}
     if len(without_key) > 1 and os.environ.get("JUDGE_API_KEY"):
         raise ValueError(f"JUDGE_API_KEY could be any of {len(without_key)} servers': unset it, and give "

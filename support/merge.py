@@ -4,8 +4,9 @@
     python -m support.merge ADAPTER --model Qwen/Qwen2.5-VL-7B-Instruct --out merged
 
 W + scale * B A is added up in float32 and saved in the base's dtype, beside the base's own files (tokenizer,
-image processor, chat template). What is written is opened again and must give the logits that were in memory,
-of one picture and question, or it is thrown away. It needs the model twice, in float32: the 7B 60 GB.
+image processor, chat template). The sum must give the logits of base and adapter, of one picture and
+question. What is written is opened again and must give the same, or it is thrown away. It needs the model
+twice, in float32: the 7B 60 GB.
 
 In a bfloat16 base the sum is rounded once more than base and adapter apart. How far that moves the logits is
 printed.
@@ -53,7 +54,7 @@ def merge_adapters(model: nn.Module) -> None:
 def dtype_of(model: str) -> torch.dtype:
     """A checkpoint's own dtype."""
     config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    return config.dtype or torch.float32
+    return config.dtype or config.get_text_config().dtype or torch.float32
 
 
 def copy_other_files(model: str, folder: Path) -> None:
@@ -69,6 +70,12 @@ def largest_difference(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
+def refuse_other_logits(found: Tensor, expected: Tensor, what: str) -> None:
+    difference = largest_difference(found, expected)
+    if not difference <= MOST_DIFFERENCE:
+        raise OSError(f"{what} ({difference:.1e} of the largest): they are not kept")
+
+
 def write_merged(adapter: str, model: str, folder: Path) -> float:
     """Writes the merged checkpoint into the folder. Returns how far its logits are from those of base and
     adapter, as a share of the largest. Raises OSError where what is written is not what was in memory."""
@@ -76,8 +83,11 @@ def write_merged(adapter: str, model: str, folder: Path) -> float:
     load_adapter(policy.model, adapter)
     apart = logits_of(policy)
     merge_adapters(policy.model)
+    together = logits_of(policy)
+    refuse_other_logits(together, apart, "the merged weights give other logits than base and adapter")
 
-    # Rounded as it will be saved, and computed with in float32 as before.
+    # Rounded as it will be saved, and computed with in float32 as before. One dtype for all: a base of
+    # several is saved in that of its config.
     dtype = dtype_of(model)
     for parameter in policy.model.parameters():
         parameter.data = parameter.data.to(dtype).float()
@@ -87,10 +97,7 @@ def write_merged(adapter: str, model: str, folder: Path) -> float:
     del policy
 
     read_again = logits_of(policies.load(str(folder)))
-    difference = largest_difference(read_again, in_memory)
-    if not difference <= MOST_DIFFERENCE:
-        raise OSError(f"the merged checkpoint gives other logits than were in memory ({difference:.1e} of "
-                      "the largest): it is not kept")
+    refuse_other_logits(read_again, in_memory, "the merged checkpoint gives other logits than were in memory")
     return largest_difference(read_again, apart)
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from judge import Judge, judge_groups, judge_label, load_prompt, read_names, settled
 from judges.audit import read_audit
+from judges.vote import refuse_shared_key
 from metrics import JudgeErrors, Tally
 from support.answers import (CATEGORY, COSINE, answer_record, answers_file, append_answers, lock_answers,
                              stored_records)
@@ -96,9 +97,14 @@ def print_table(args, judge: str, rows: dict[str, dict], errors: JudgeErrors | N
 def refuse_repeats_and_overwriting(args) -> None:
     """Raises ValueError for what can't be among the options of this command."""
     labels = [judge_label(name) for name in args.judge or []]
-    for name, values in (("answers", args.answers), ("judge", labels)):
+    files = [str(Path(file).resolve()) for file in args.answers]
+    for name, values in (("answers", files), ("judge", labels)):
         if len(set(values)) < len(values):
             raise ValueError(f"{flag(name)} names one thing twice: {' '.join(values)}")
+    judges = []
+    for name in args.judge or []:
+        judges += read_names(name)
+    refuse_shared_key(judges)
 
     # With several judges nobody could say whose these are.
     if len(args.judge or []) > 1:
@@ -210,13 +216,14 @@ def judge_rest(args, judges: dict[str, str], audit_rows: list[dict], stored: Sto
     without any."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     errors = {}
+    names = {}  # key of a judge -> its name
     embed = None
     for name, whole_name in judges.items():
         judge = None  # lets go of the last one: two would not fit in the memory
 
         # Whether a judge can be corrected shows before it has judged all answers.
         if audit_rows:
-            judge = load_judge(whole_name, args, device)
+            judge = open_another(whole_name, args, device, names)
             errors[name] = audited(judge, name, audit_rows, args.audit)
 
         for system in stored.systems:
@@ -228,7 +235,7 @@ def judge_rest(args, judges: dict[str, str], audit_rows: list[dict], stored: Sto
 
                 # Loaded when they are first needed: where nothing is left to judge, nothing is.
                 if judge is None:
-                    judge = load_judge(whole_name, args, device)
+                    judge = open_another(whole_name, args, device, names)
                 if args.embedder and embed is None:
                     embed = load_embedder(args.embedder, device)
 
@@ -242,6 +249,17 @@ def judge_rest(args, judges: dict[str, str], audit_rows: list[dict], stored: Sto
                         tally_record(stored, tallies, place, record)
                     done[place] += len(records)
     return errors
+
+
+def open_another(name: str, args, device: str, names: dict[str, str]) -> Judge:
+    """The judge of that name. names: of those that were opened before, by their keys. Raises ValueError where
+    it is one of them: it would repeat what is remembered of the first, and agree with it in everything."""
+    judge = load_judge(name, args, device)
+    key = getattr(judge, "key", name)
+    label = judge_label(name)
+    if names.setdefault(key, label) != label:
+        raise ValueError(f"{names[key]} and {label} are one judge, by its model's name and prompt")
+    return judge
 
 
 def judged_in_batches(name: str, judge: Judge, answers: Iterable[Answered], rows: int,

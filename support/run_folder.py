@@ -18,7 +18,7 @@ from support import report
 from support.command_line import first_line
 from support.files import TEMPORARY, clear_leftovers, replacing
 from support.lock import Lock
-from support.opening import JudgeFailed
+from support.opening import QUESTION, JudgeFailed
 from support.processes import RANK, gather
 from support.stored import COUNT_FROM_0, DICT, NUMBER, refuse_other
 
@@ -58,7 +58,7 @@ def refuse_used_folder(run: Path) -> None:
     """Raises ValueError where a new run would write over another."""
     for file in run.iterdir():
         # What a kill at the very start has left is nothing yet.
-        if file.name == LOCK or file.name.startswith(TEMPORARY):
+        if file.name in (LOCK, QUESTION) or file.name.startswith(TEMPORARY):
             continue
         raise ValueError(f"{run} holds a run already: --resume {run} goes on, --out DIR starts another")
 

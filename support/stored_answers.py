@@ -114,22 +114,27 @@ def open_answers(files: list[str], datasets: dict[str, list]) -> Stored:
         systems += found
     if not any(system.has_answers for system in systems):
         raise ValueError(f"none of the images in {', '.join(files)} has an answer: there is no table")
-    return Stored(dict(zip(system_names(systems), systems)), truths)
+    names = system_names(systems)
+    if len(set(names)) < len(names):
+        raise ValueError(f"two systems in {', '.join(files)} have one name: {' '.join(sorted(names))}")
+    return Stored(dict(zip(names, systems)), truths)
 
 
 def system_names(systems: list[System]) -> list[str]:
     """As the table and the files name them: of one file as it names them, of several by their files."""
-    files = [system.file for system in systems]
-    if len(set(files)) == 1:
+    by_file = {}
+    for system in systems:
+        by_file.setdefault(system.file, []).append(system.name)
+    if len(by_file) == 1:
         return [system.name for system in systems]
 
     names = []
-    for system in systems:
-        name = str(system.file).removesuffix(".jsonl")
-        if files.count(system.file) > 1:
-            [title] = titles([system.name])
-            name = f"{name}: {title}"
-        names.append(name)
+    for file, own_names in by_file.items():  # a file's systems stand together
+        file_name = str(file).removesuffix(".jsonl")
+        if len(own_names) == 1:
+            names.append(file_name)
+        else:
+            names += [f"{file_name}: {title}" for title in titles(own_names)]
     return names
 
 
@@ -151,7 +156,8 @@ def systems_in(file: Path, truths: dict[str, dict[str, str]], finder: "Finder | 
             known = truths.setdefault(dataset, {})
             known[image] = known.get(image) or answered.label
         else:
-            dataset, image = finder.find(place, answered.id, dataset)
+            has_truth = bool(answered.label) or bool(answered.unreadable)
+            dataset, image = finder.find(place, answered.id, dataset, has_truth)
         refuse_other_truth(place, answered, image, truths[dataset][image])
 
         name = entry.get("adapter") or file.name.removesuffix(".jsonl")
@@ -184,7 +190,7 @@ def entries(file: Path) -> Iterator[tuple[int, int, dict]]:
             if not line.strip():
                 continue
             entry = parse_line(f"{file}, line {number}", line)
-            if number == 1 and "arguments" in entry:
+            if number == 1 and entry.keys() == {"arguments"}:
                 is_ours = True
                 continue
 
@@ -206,7 +212,8 @@ def parse_line(place: str, line: bytes) -> dict:
         raise ValueError(f"{place} is no JSON{cut_off}: expected {LINE}") from None
     if not isinstance(entry, dict):
         raise ValueError(f"{place}: expected {LINE}, got {str(entry):.40}")
-    return entry
+    # What a table's export leaves empty is not given. (A "choice" of null is a choice that was none of them.)
+    return {key: value for key, value in entry.items() if value is not None or key == "choice"}
 
 
 def parse_entry(place: str, entry: dict) -> Answered:
@@ -219,8 +226,10 @@ def parse_entry(place: str, entry: dict) -> Answered:
     for key in ("dataset", "data", "adapter", "domain"):
         if not isinstance(entry.get(key, ""), str):
             raise ValueError(f'{place}: "{key}" must be a text, got {entry[key]!r:.40}')
+        if HALF_CHARACTER.search(entry.get(key, "")):
+            raise ValueError(f'{place}: "{key}" holds half a character')
     domain = entry.get("domain", "")
-    if "unreadable" in entry:
+    if entry.get("unreadable") and "answers" not in entry and "texts" not in entry:
         return Answered(image, "", domain, [], unreadable=str(entry["unreadable"]))
 
     truth = entry.get("truth", "")
@@ -297,9 +306,10 @@ class Finder:
             paths = {image.removeprefix(prefix): image for image in images}
             self.images[dataset] = paths | {image: image for image in images}
 
-    def find(self, place: str, name: str, dataset: str | None) -> tuple[str, str]:
-        """(dataset, id) of the image that a line calls `name`. dataset: what the line says, if anything.
-        Raises ValueError where there is none, or more than one."""
+    def find(self, place: str, name: str, dataset: str | None, has_truth: bool) -> tuple[str, str]:
+        """(dataset, id) of the image that a line calls `name`. dataset: what the line says, if anything;
+        has_truth: whether it says the truth, which is compared. Raises ValueError where there is none, or
+        more than one, or where none is sure."""
         if dataset is not None and dataset not in self.images:
             raise ValueError(f"{place} is of {dataset}: --data has {', '.join(self.images)}")
         found = []
@@ -307,6 +317,12 @@ class Finder:
             image = self.longest_match(name, self.images[each])
             if image is not None:
                 found.append((each, image))
+
+        # Folders that the dataset doesn't know may be another's: "flowers/1.jpg" is no "cars/1.jpg".
+        if len(found) == 1 and not has_truth:
+            [(each, image)] = found
+            if not name.endswith(image) and image.removeprefix(f"{each}/") != name:
+                raise ValueError(f'{place}: {name} may be {image} of {each}, and has no "truth" to tell by')
 
         if not found:
             raise ValueError(f"{place}: {name} is no image of {dataset or ', '.join(self.images)}")

@@ -265,6 +265,64 @@ def test_nothing_that_can_be_judged(folder):
     refused("theirs.jsonl, line 1 is no JSON, it may be cut off", "--answers", "theirs.jsonl")
 
 
+def line(image, said="finch", **more):
+    return {"id": image, "truth": "red finch", "answers": [said], **more}
+
+
+def test_systems_of_one_short_name_keep_their_answers_apart(folder):
+    write("a.jsonl", [line("1", adapter="runs/x/adapter"), line("1", "owl", adapter="old/x/adapter")])
+    write("b.jsonl", [line("1", "red finch")])
+    results = judged("--answers", "a.jsonl", "--answers", "b.jsonl")["results"]
+    correctness = {name: rows["answers"]["summary"]["correctness"] for name, rows in results.items()}
+    assert correctness == {"a: runs/x/adapter": 1, "a: old/x/adapter": 0, "b": 1}
+
+
+@pytest.mark.parametrize("again", ["a.jsonl", "./a.jsonl"])
+def test_one_file_given_twice(again, folder):
+    write("a.jsonl", [line("1")])
+    refused("--answers names one thing twice", "--answers", "a.jsonl", "--answers", again)
+
+
+def test_keys_that_are_ours_too_hide_no_line_and_empty_ones_are_not_given(folder):
+    write("a.jsonl", [line("1", arguments={}, judge="A", unreadable=False, dataset=None),
+                      line("2", arguments={}, judge="A", unreadable=""), line("3", arguments={}, judge="B")])
+    assert judged("--answers", "a.jsonl")["results"]["a"]["answers"]["summary"]["n"] == 3
+
+
+def test_a_path_of_another_folder_is_an_image_only_if_its_truth_says_so(folder):
+    write("a.jsonl", [{"image": "elsewhere/pictures/a.jpg", "answers": ["finch"]}])
+    refused('has no "truth" to tell by', "--answers", "a.jsonl", "--data", "mine.jsonl")
+    write("a.jsonl", [{"image": "elsewhere/pictures/a.jpg", "truth": "red finch", "answers": ["finch"]},
+                      {"image": "pictures/b.jpg", "answers": ["finch"]}])
+    results = judged("--answers", "a.jsonl", "--data", "mine.jsonl")["results"]
+    assert results["a"]["mine.jsonl"]["summary"]["n"] == 2
+
+
+def test_half_a_character_in_a_name(folder):
+    write("a.jsonl", [line("1", dataset="\ud800")])
+    refused('"dataset" holds half a character', "--answers", "a.jsonl")
+
+
+def test_one_hosts_key_is_not_shown_to_another(folder, monkeypatch):
+    monkeypatch.setenv("JUDGE_API_KEY", "sk-secret")
+    write("a.jsonl", [line("1")])
+    with pytest.raises(SystemExit, match="JUDGE_API_KEY could be any of 2 servers'"):
+        ev.main(["--answers", "a.jsonl", "--judge", "http://127.0.0.1:9#model=A",
+                 "--judge", "http://127.0.0.2:9#model=B"])
+
+
+def test_one_judge_by_two_addresses_is_no_second_one(folder, monkeypatch):
+    """What is remembered of the first would be the second's word too."""
+    class Sure(TaxonomyJudge):
+        key = "server m"
+
+    monkeypatch.setattr(rejudge, "load_judge", lambda name, args, device: Sure(PARENTS))
+    write("a.jsonl", [line("1")])
+    with pytest.raises(SystemExit, match="are one judge, by its model's name and prompt"):
+        ev.main(["--answers", "a.jsonl", "--judge", "http://127.0.0.1:9#model=m",
+                 "--judge", "http://127.0.0.2:9#model=m"])
+
+
 @pytest.mark.parametrize("options, words", [
     (["--n", "4", "--model", "m"], "--answers judges what is stored: --model and --n would do nothing"),
     (["--limit", "3"], "the images from its files: --limit need --data"),

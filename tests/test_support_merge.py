@@ -83,9 +83,24 @@ def test_what_is_not_read_back_as_it_was_is_not_kept(tmp_path, checkpoint, monke
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
     monkeypatch.setattr(merge, "copy_other_files", damaging)
-    with pytest.raises(SystemExit, match="it is not kept") as stopped:
+    with pytest.raises(SystemExit, match="than were in memory .*not kept") as stopped:
         merge.main([str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")])
     assert "\n" not in str(stopped.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_sum_that_is_not_base_and_adapter_is_not_kept(tmp_path, checkpoint, monkeypatch):
+    adapted(checkpoint, tmp_path / "adapter")
+    sums = merge.merge_adapters
+
+    def doubling(model):
+        for layer in lora.lora_layers(model).values():
+            layer.scale *= 2
+        sums(model)
+
+    monkeypatch.setattr(merge, "merge_adapters", doubling)
+    with pytest.raises(SystemExit, match="other logits than base and adapter"):
+        merge.main([str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")])
     assert [file.name for file in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -155,3 +170,14 @@ def test_in_other_families_the_names_mean_another_model(family, tmp_path):
     save_file(renamed, tmp_path / "adapter/adapter_model.safetensors")
     with pytest.raises(ValueError, match="does not fit this model"):
         lora.load_adapter(policies.load(str(folder)).model, tmp_path / "adapter")
+
+
+def test_an_older_adapter_of_the_vision_tower_is_refused_for_that(tmp_path, checkpoint):
+    adapted(checkpoint, tmp_path / "adapter")
+    older = with_older_names(QWEN, tmp_path / "adapter", tmp_path / "older")
+    state = load_file(older / "adapter_model.safetensors")
+    for x in "AB":
+        state[f"base_model.model.visual.blocks.0.attn.qkv.lora_{x}.weight"] = torch.zeros(4, 4)
+    save_file(state, older / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="it has base_model.model.visual.blocks.0"):
+        lora.load_adapter(policies.load(str(checkpoint)).model, older)
