@@ -20,6 +20,7 @@ from reward import Category
 
 LONGEST_PATIENCE = 86_400  # seconds, a day
 MOST_WORKERS = 1_000  # each is a thread
+MOST_TOKENS = 100_000
 SAID_AFTER = 3  # seconds of waiting
 GONE_AFTER = 8  # pairs in a row without a verdict, at least
 
@@ -114,8 +115,8 @@ class ServerJudge(BaseJudge):
                                  f"{LONGEST_PATIENCE:,}, got {seconds}")
         if not 1 <= workers <= MOST_WORKERS:
             raise ValueError(f"--judge-workers must be 1 to {MOST_WORKERS:,}, got {workers}")
-        if tokens < 1:
-            raise ValueError(f"--judge-tokens must be 1 or more, got {tokens}")
+        if not 1 <= tokens <= MOST_TOKENS:
+            raise ValueError(f"--judge-tokens must be 1 to {MOST_TOKENS:,}, got {tokens}")
         self.endpoint = Endpoint(url, model, read_key(key_file), timeout, tokens)
         self.prompt = load_prompt(prompt)
         self.patience = patience

@@ -16,6 +16,18 @@ from support import merge
 QWEN = "qwen2_5_vl"
 
 
+@pytest.fixture(scope="module")
+def base(checkpoint, tmp_path_factory):
+    """base(family): a checkpoint's folder, made once."""
+    folders = {QWEN: checkpoint}
+
+    def base(family):
+        if family not in folders:
+            folders[family] = families.save_checkpoint(family, tmp_path_factory.mktemp(family))
+        return folders[family]
+    return base
+
+
 def adapted(folder, out):
     """An adapter of that checkpoint with B != 0, on disk."""
     policy = policies.load(str(folder))
@@ -28,10 +40,8 @@ def adapted(folder, out):
 
 
 @pytest.mark.parametrize("family", [QWEN, *families.MODELS])
-def test_a_merged_checkpoint_gives_the_logits_of_base_and_adapter(family, tmp_path, checkpoint, capsys):
-    folder = checkpoint
-    if family != QWEN:
-        folder = families.save_checkpoint(family, tmp_path / "base")
+def test_a_merged_checkpoint_gives_the_logits_of_base_and_adapter(family, base, tmp_path, capsys):
+    folder = base(family)
     policy = adapted(folder, tmp_path / "adapter")
     merge.main([str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")])
     assert "within" in capsys.readouterr().out
@@ -141,10 +151,8 @@ def with_older_names(family, folder, out, keys=lambda number: True):
 
 
 @pytest.mark.parametrize("family", OLDER)
-def test_an_adapter_with_the_older_names_gives_the_same_logits(family, tmp_path, checkpoint):
-    folder = checkpoint
-    if family != QWEN:
-        folder = families.save_checkpoint(family, tmp_path / "base")
+def test_an_adapter_with_the_older_names_gives_the_same_logits(family, base, tmp_path):
+    folder = base(family)
     policy = adapted(folder, tmp_path / "adapter")
     older = with_older_names(family, tmp_path / "adapter", tmp_path / "older")
     loaded = policies.load(str(folder))
@@ -160,8 +168,8 @@ def test_an_adapter_that_mixes_both_is_refused(tmp_path, checkpoint):
 
 
 @pytest.mark.parametrize("family", [name for name in families.MODELS if name not in OLDER])
-def test_in_other_families_the_names_mean_another_model(family, tmp_path):
-    folder = families.save_checkpoint(family, tmp_path / "base")
+def test_in_other_families_the_names_mean_another_model(family, base, tmp_path):
+    folder = base(family)
     adapted(folder, tmp_path / "adapter")
     state = load_file(tmp_path / "adapter/adapter_model.safetensors")
     renamed = {}
