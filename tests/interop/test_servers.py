@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from statistics import median
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
@@ -85,18 +86,18 @@ def test_llama_cpp_with_one_slot_is_asked_fewer_at_a_time_and_no_pair_is_lost(on
     """How long a pair takes is measured here; all of them wait for each other longer than the limit."""
     judge = judge_at(one_slot)
     assert None not in judge(pairs[:1])
-    longest = 0
+    seconds = []
     for pair in pairs[1:4]:
         started = time.monotonic()
         assert None not in judge([pair])
-        longest = max(longest, time.monotonic() - started)
+        seconds.append(time.monotonic() - started)
 
-    judge = judge_at(one_slot, timeout=4 * longest)
+    judge = judge_at(one_slot, timeout=4 * median(seconds))
     judge.constraint = "response_format"
     many = []
     for article in ("a", "the", "some"):
         many += [(truth, f"{article} {answer}") for truth, answer in pairs]
-    assert None not in judge(many) and judge.last_error == ""
+    assert None not in judge(many)
     assert judge.workers < 16
 
 
