@@ -746,24 +746,35 @@ QUOTATION = re.compile(r"""
 
 # How families of models begin a thought and how they end it, in lower case.
 THOUGHT = r"(?: think | thinking | thoughts? | reason | reasoning | reflection )"
-THOUGHTS = [(re.compile(begins, re.VERBOSE), re.compile(ends, re.VERBOSE | re.DOTALL)) for begins, ends in (
+
+
+def thought_signs(begins: str, ends: str) -> tuple[re.Pattern, re.Pattern]:
+    return re.compile(begins, re.VERBOSE), re.compile(ends, re.VERBOSE | re.DOTALL)
+
+
+THOUGHTS = [
     # "<think>...</think>", "[THINK]", "<seed:think>", "◁think▷"
-    (rf"[<\[◁] (?: \w{{1,20}}: )? {THOUGHT} [>\]▷]",
-     rf"[<\[◁] / (?: \w{{1,20}}: )? {THOUGHT} [>\]▷]"),
+    thought_signs(rf"[<\[◁] (?: \w{{1,20}}: )? {THOUGHT} [>\]▷]",
+                  rf"[<\[◁] / (?: \w{{1,20}}: )? {THOUGHT} [>\]▷]"),
+
     # "<|START_THINKING|>...<|END_THINKING|>", "<|begin_of_thought|>"
-    (rf"<\| (?: start | begin ) _ (?: of_ )? {THOUGHT} \|>",
-     rf"<\| end _ (?: of_ )? {THOUGHT} \|>"),
+    thought_signs(rf"<\| (?: start | begin ) _ (?: of_ )? {THOUGHT} \|>",
+                  rf"<\| end _ (?: of_ )? {THOUGHT} \|>"),
+
     # Gemma
-    (r"<\|channel> \s* thought | <unused94> \s* thought",
-     r"<channel\|> | <unused95>"),
+    thought_signs(r"<\|channel> \s* thought | <unused94> \s* thought",
+                  r"<channel\|> | <unused95>"),
+
     # gpt-oss: "<|channel|>analysis<|message|>...<|channel|>final<|message|>wrong"; the same decoded without
     # control tokens: "analysisWe compare ...assistantfinalwrong"
-    (r"<\|channel\|> (?! \s* final \b ) | ^ \s* analysis (?=\w)",
-     r"<\|channel\|> \s* final \b | assistantfinal"),
+    thought_signs(r"<\|channel\|> (?! \s* final \b ) | ^ \s* analysis (?=\w)",
+                  r"<\|channel\|> \s* final \b | assistantfinal"),
+
     # Granite: "Here is my thought process: ... Here is my response: wrong"
-    (r"^ \s* here (?:[ ]is|['’]s) [ ]my[ ]thought[ ]process:",
-     r"^ \s* here (?:[ ]is|['’]s) [ ]my[ ]thought[ ]process: .* here (?:[ ]is|['’]s) [ ]my[ ]response:"),
-)]
+    thought_signs(r"^ \s* here (?:[ ]is|['’]s) [ ]my[ ]thought[ ]process:",
+                  r"^ \s* here (?:[ ]is|['’]s) [ ]my[ ]thought[ ]process: .*"
+                  r" here (?:[ ]is|['’]s) [ ]my[ ]response:"),
+]
 
 
 def cut_thoughts(text: str) -> str | None:

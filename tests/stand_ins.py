@@ -108,10 +108,15 @@ def completion(message: dict, finish_reason: str, **more) -> dict:
     return {"id": "chatcmpl-1", "object": "chat.completion", "model": "m", "choices": [choice | more]}
 
 
-def check_schema(body) -> None:
+def held_by_format(body) -> str | None:
+    """"json" where response_format holds the reply to the six, nothing where there is none."""
+    if "response_format" not in body:
+        return None
     form = body["response_format"]
     schema = form["json_schema"]["schema"]
     assert form["type"] == "json_schema" and schema["properties"]["category"]["enum"] == list(BY_LABEL)
+    assert form["json_schema"]["strict"]
+    return "json"
 
 
 def room_in(body, name="max_tokens") -> int:
@@ -125,9 +130,8 @@ def vllm(server, body) -> dict:
     if "structured_outputs" in body:
         assert body["structured_outputs"]["choice"] == list(BY_LABEL)
         held_to = "choice"
-    elif "response_format" in body:
-        check_schema(body)
-        held_to = "json"
+    else:
+        held_to = held_by_format(body)
     thoughts, words, reason = server.write(body, held_to, room_in(body))
     message = {"content": words or None, "refusal": None, "reasoning": thoughts or None, "tool_calls": []}
     return completion(message, reason, logprobs=None, stop_reason=None)
@@ -144,11 +148,7 @@ def older_vllm(server, body) -> dict:
 
 def llama_cpp(server, body) -> dict:
     """response_format; thoughts in reasoning_content."""
-    held_to = None
-    if "response_format" in body:
-        check_schema(body)
-        held_to = "json"
-    thoughts, words, reason = server.write(body, held_to, room_in(body))
+    thoughts, words, reason = server.write(body, held_by_format(body), room_in(body))
     message = {"content": words}
     if thoughts:
         message["reasoning_content"] = thoughts
@@ -165,11 +165,7 @@ def llama_cpp_without_grammar(server, body) -> dict:
 
 def ollama(server, body) -> dict:
     """response_format; thoughts in `reasoning`, and nothing else where they are cut off."""
-    held_to = None
-    if "response_format" in body:
-        check_schema(body)
-        held_to = "json"
-    thoughts, words, reason = server.write(body, held_to, room_in(body))
+    thoughts, words, reason = server.write(body, held_by_format(body), room_in(body))
     return completion({"content": words, "reasoning": thoughts}, reason)
 
 
@@ -185,13 +181,8 @@ def openai(server, body) -> dict:
     if server.thinks and body.get("temperature", 1) != 1:
         refuse_parameter("Unsupported value: 'temperature' does not support 0 with this model. Only the "
                          "default (1) value is supported.", "temperature")
-    held_to = None
-    if "response_format" in body:
-        check_schema(body)
-        assert body["response_format"]["json_schema"]["strict"]
-        held_to = "json"
     name = "max_completion_tokens" if server.thinks else "max_tokens"
-    _, words, reason = server.write(body, held_to, room_in(body, name))
+    _, words, reason = server.write(body, held_by_format(body), room_in(body, name))
     return completion({"content": words, "refusal": None, "annotations": []}, reason)
 
 

@@ -75,7 +75,7 @@ def refused(words, *argv):
 # Our own answers
 
 
-def test_judged_again_by_the_same_judge_they_give_the_same_table(monkeypatch, folder, adapters, capsys):  # noqa: F811
+def test_the_same_judge_again_gives_the_same_table(monkeypatch, folder, adapters, capsys):  # noqa: F811
     """Four answers an image, three systems, two sets, unreadable images; without the data and with them."""
     argv = ["--data", "toy-bird,toy-fish", "--n", "4", "--adapter", "none", *adapters]
     run(monkeypatch, *argv, "--out", "live.json", broken=lambda example: example.id[-1] == "7")
