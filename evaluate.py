@@ -49,13 +49,13 @@ from support.command_line import (ANSWERS, COUNT, FROM_0, REQUESTS, SECONDS, SEE
                                   TOKENS, check_value, first_line, flag)
 from support.embedder import load_embedder
 from support.files import write_json
-from support.judging import audited, trusted_batches
+from support.judging import audited, errors_line, prompt_texts, trusted_batches
 from support.memory import rows_at_a_time
 from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, ImagesUnreadable, JudgeFailed, adapter_folder,
                              base_models, choose_model, is_toy, is_toy_model, load_judge, load_policy,
                              question_for, require_readable, trust)
 from support.processes import gather, share
-from support.rejudge import errors_line, judge_stored
+from support.rejudge import judge_stored
 from support.tables import table, table_rows, titles
 from toy import captions
 
@@ -430,6 +430,7 @@ def answer_arguments(args, command: Command) -> dict:
     arguments["adapter"] = command.adapters
     arguments["model"] = command.model
     arguments["judge"] = judge_label(command.judge)
+    arguments["prompts"] = prompt_texts(args.judge_prompt, [command.judge])
     arguments["question"] = command.question
     arguments["max_pixels"] = command.max_pixels
     arguments["temperature"] = command.temperature

@@ -30,7 +30,7 @@ from metrics import Summary, Tally
 from rollout import PROMPTS
 from support.answers import append_answers, lock_answers, stored_answers
 from support.command_line import COUNT, TOKENS, check_value, one_line_errors
-from support.judging import trusted_batches
+from support.judging import prompt_texts, trusted_batches
 from support.opening import JudgeFailed, question_for
 
 TIMEOUT = 300  # seconds
@@ -85,6 +85,7 @@ def answer_arguments(args: argparse.Namespace) -> dict:
     for name in ("server", "workers", "out"):
         del arguments[name]
     arguments["judge"] = judge_label(args.judge)
+    arguments["prompts"] = prompt_texts(None, [args.judge])
     question = question_for(args.prompt, [args.data])
     return arguments | {"question": question, "n": 1, "embedder": None, "choose": False}
 

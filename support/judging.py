@@ -7,7 +7,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from judge import BY_LABEL, JUDGE_ERROR, Judge
+from judge import BY_LABEL, JUDGE_ERROR, Judge, load_prompt, read_names
 from metrics import JudgeErrors, known_errors
 from support.opening import trust
 
@@ -50,3 +50,18 @@ def audited(judge: Judge, name: str, rows: list[dict], file: str) -> JudgeErrors
         return known_errors(labels, verdicts)
     except ValueError as error:
         raise ValueError(f"--audit {file}, judge {name}: {error}") from None
+
+
+def errors_line(file: str, errors: JudgeErrors) -> str:
+    """What the judge gets right of the pairs that its figures are corrected by."""
+    return (f"on {file} it finds {errors.q0:.3f} of {errors.wrong} wrong pairs, and lets pass "
+            f"{errors.q1:.3f} of {errors.not_wrong} others")
+
+
+def prompt_texts(judge_prompt: str | None, judges: list[str]) -> list[str]:
+    """The prompts that judges are given by --judge-prompt or by their names: what they say, whatever their
+    files are called. Raises ValueError, OSError."""
+    prompts = [judge_prompt] if judge_prompt else []
+    for judge in judges:
+        prompts += [name.prompt for name in read_names(judge) if name.prompt]
+    return [load_prompt(prompt)[0] for prompt in prompts]

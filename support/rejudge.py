@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from judge import Judge, judge_groups, judge_label, load_prompt, read_names, settled
+from judge import Judge, judge_groups, judge_label, read_names, settled
 from judges.audit import read_audit
 from judges.vote import refuse_shared_key
 from metrics import JudgeErrors, Tally
@@ -25,7 +25,7 @@ from support.command_line import flag
 from support.compare_judges import comparison, comparison_text
 from support.embedder import load_embedder
 from support.files import write_json
-from support.judging import audited, trusted_batches
+from support.judging import audited, errors_line, prompt_texts, trusted_batches
 from support.opening import JUDGE, is_toy, load_judge
 from support.stored_answers import Answered, Stored, open_answers
 from support.tables import table, table_rows, titles
@@ -136,11 +136,7 @@ def judging_arguments(args, judges: list[str]) -> dict:
     for name in ("data", "root", "split", "protocol", "limit", "judge_model", "judge_prompt", "embedder"):
         arguments[name] = getattr(args, name)
 
-    # A prompt is what it says, whatever its file's name.
-    prompts = [args.judge_prompt] if args.judge_prompt else []
-    for judge in judges:
-        prompts += [name.prompt for name in read_names(judge) if name.prompt]
-    arguments["prompts"] = [load_prompt(prompt)[0] for prompt in prompts]
+    arguments["prompts"] = prompt_texts(args.judge_prompt, judges)
     return arguments
 
 
@@ -311,9 +307,3 @@ def was_asked(stored: Stored) -> list[bool]:
                 for answer in answered.answers:
                     asked.append(answer is not None and settled(answered.label, answer) is None)
     return asked
-
-
-def errors_line(file: str, errors: JudgeErrors) -> str:
-    """What the judge gets right of the pairs that its figures are corrected by."""
-    return (f"on {file} it finds {errors.q0:.3f} of {errors.wrong} wrong pairs, and lets pass "
-            f"{errors.q1:.3f} of {errors.not_wrong} others")

@@ -102,6 +102,19 @@ def test_the_same_judge_again_gives_the_same_table(monkeypatch, folder, adapters
             assert third[system][row]["scores"].keys() == {"text_inclusion"}
 
 
+def test_a_live_evaluation_goes_on_under_the_same_prompt_of_its_judge_alone(monkeypatch, folder):
+    """Its text counts, not its file's name."""
+    (folder / "prompt.txt").write_text("Grade it.")
+    argv = ["--data", "toy-bird", "--judge-prompt", "prompt.txt", "--out", "live.json"]
+    run(monkeypatch, *argv)
+    stored = (folder / "live.jsonl").read_bytes()
+    assert json.loads(stored.splitlines()[0])["arguments"]["prompts"] == ["Grade it."]
+    (folder / "prompt.txt").write_text("Grade it mildly.")
+    with pytest.raises(SystemExit, match="prompts was .*Grade it.*, now .*mildly"):
+        run(monkeypatch, *argv)
+    assert (folder / "live.jsonl").read_bytes() == stored
+
+
 def test_what_no_judge_decides_is_kept(folder):
     scores = {"text_inclusion": [1, 0], "semantic_similarity": [0.5, 0.25]}
     record = {"adapter": "none", "data": "mine", "id": "a", "domain": "birds", "truth": "red finch",
