@@ -157,14 +157,15 @@ def holds_json_object(file: Path) -> bool:
         return False
 
 
-def load_model(name: str, device, dtype) -> nn.Module:
-    """The model with all its weights from the files. Raises ValueError where one is missing or of another
-    shape, which transformers would draw at random and go on, or not finite."""
+def load_model(name: str, device, dtype, auto_class=AutoModelForImageTextToText) -> nn.Module:
+    """The model with all its weights from the files. auto_class: transformers' for its kind. Raises
+    ValueError where one is missing or of another shape, which transformers would draw at random and go on, or
+    not finite."""
     # Its report of such weights, a table, would stand before our line.
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        model, found = AutoModelForImageTextToText.from_pretrained(
+        model, found = auto_class.from_pretrained(
             name, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False, output_loading_info=True,
             ignore_mismatched_sizes=True)
     finally:
