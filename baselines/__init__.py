@@ -1,1 +1,1 @@
-"""What SpeciaRL is compared with: commands of their own, on train.py's data, LoRA, update and evaluation."""
+"""What SpeciaRL is compared with, commands of their own: sft on the parts of train.py, cased by retrieval."""

@@ -47,7 +47,8 @@ LONGEST_CAPTION = 100_000  # bytes
 
 
 def lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
-    """(byte, line) of each line. Raises ValueError for one that no caption is as long as; OSError."""
+    """(byte, line) of each line. Raises ValueError for what is no text, and for a line that no caption is as
+    long as; OSError."""
     byte = 0
     with file.open("rb") as lines:
         while True:
@@ -57,6 +58,8 @@ def lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
             if len(line) > LONGEST_CAPTION:
                 raise ValueError(f"{file} holds a line of over {LONGEST_CAPTION} bytes: expected a caption "
                                  "a line")
+            if b"\0" in line:
+                raise ValueError(f"{file} is no text in UTF-8: byte {byte + line.index(0)} is zero")
             yield byte, line
             byte += len(line)
 
@@ -142,18 +145,18 @@ def open_index(captions: Path, folder: Path, clip: Clip) -> CaptionIndex:
     if count == 0:
         raise ValueError(f"{captions} holds no captions")
     dimensions = clip.embed_texts(["a"]).shape[1]
-    owner = {"captions": digest, "count": count, "clip": clip.fingerprint, "dimensions": dimensions}
+    identity = {"captions": digest, "count": count, "clip": clip.fingerprint, "dimensions": dimensions}
     index = CaptionIndex(captions, folder, digest, count, dimensions)
 
     # A whole index is only read: several commands may share it.
-    if read_progress(index, owner) < count:
+    if read_progress(index, identity) < count:
         with Lock(folder / ".lock", folder) as lock:
-            begin(index, owner)
-            embed_rest(index, owner, clip, lock)
+            begin(index, identity)
+            embed_rest(index, identity, clip, lock)
     return index
 
 
-def read_progress(index: CaptionIndex, owner: dict) -> int:
+def read_progress(index: CaptionIndex, identity: dict) -> int:
     """How many embeddings are on disk. Raises ValueError where they are others', or a file is broken."""
     file = index.folder / PROGRESS
     way_out = f"delete {index.folder}, or give another --index"
@@ -162,14 +165,14 @@ def read_progress(index: CaptionIndex, owner: dict) -> int:
     try:
         stored = json.loads(file.read_bytes())
         embedded = stored.pop("embedded")
-        is_known = stored.keys() == owner.keys() and type(embedded) is int and 0 <= embedded <= index.count
+        is_known = stored.keys() == identity.keys() and type(embedded) is int and 0 <= embedded <= index.count
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f"{file} is broken: {way_out}") from None
 
     for key, what in (("captions", "of other captions"), ("clip", "by another CLIP")):
-        if stored.get(key) != owner[key]:
+        if stored.get(key) != identity[key]:
             raise ValueError(f"{index.folder} holds embeddings {what}: {way_out}")
-    if not is_known or stored != owner:
+    if not is_known or stored != identity:
         raise ValueError(f"{file} is broken: {way_out}")
 
     sizes = {OFFSETS: 8 * index.count, EMBEDDINGS: embedded * index.bytes_per_row()}
@@ -180,7 +183,7 @@ def read_progress(index: CaptionIndex, owner: dict) -> int:
     return embedded
 
 
-def begin(index: CaptionIndex, owner: dict) -> None:
+def begin(index: CaptionIndex, identity: dict) -> None:
     """An index without embeddings, unless one is begun already: where each caption begins."""
     if (index.folder / PROGRESS).exists():
         return
@@ -194,12 +197,12 @@ def begin(index: CaptionIndex, owner: dict) -> None:
         (index.folder / EMBEDDINGS).write_bytes(b"")
     except OSError as error:
         raise cannot_write(file, error) from None
-    write_json(index.folder / PROGRESS, owner | {"embedded": 0})
+    write_json(index.folder / PROGRESS, identity | {"embedded": 0})
 
 
-def embed_rest(index: CaptionIndex, owner: dict, clip: Clip, lock: Lock) -> None:
+def embed_rest(index: CaptionIndex, identity: dict, clip: Clip, lock: Lock) -> None:
     """Embeds the captions from the first that does not count, block by block."""
-    done = read_progress(index, owner)
+    done = read_progress(index, identity)
     file = index.folder / EMBEDDINGS
     os.truncate(file, done * index.bytes_per_row())  # a block that a kill came between
     with tqdm(total=index.count, initial=done, desc="captions", unit="caption", leave=False) as progress:
@@ -208,7 +211,7 @@ def embed_rest(index: CaptionIndex, owner: dict, clip: Clip, lock: Lock) -> None
             vectors = clip.embed_texts(index.texts(range(done, stop)))          # (BLOCK, D)
             lock.check()
             append_rows(file, vectors.half().numpy())
-            write_json(index.folder / PROGRESS, owner | {"embedded": stop})
+            write_json(index.folder / PROGRESS, identity | {"embedded": stop})
             progress.update(stop - done)
             done = stop
 

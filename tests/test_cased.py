@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, SiglipConfig, SiglipModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -28,7 +29,7 @@ from small_run import contents, start_over, stopped_at
 
 def tokenizer():
     """CLIP's, with a token a byte."""
-    letters = sorted(tiny.pre_tokenizers.ByteLevel.alphabet())
+    letters = sorted(ByteLevel.alphabet())
     words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[],
                          model_max_length=24)
@@ -36,6 +37,13 @@ def tokenizer():
 
 def parts(**more):
     return dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, **more)
+
+
+# As it stands beside OpenAI's CLIPs, in the words of an older transformers.
+PREPROCESSOR = {"crop_size": 16, "do_center_crop": True, "do_normalize": True, "do_resize": True,
+                "feature_extractor_type": "CLIPFeatureExtractor", "resample": 3, "size": 16,
+                "image_mean": [0.48145466, 0.4578275, 0.40821073],
+                "image_std": [0.26862954, 0.26130258, 0.27577711]}
 
 
 def save_clip(folder, seed=0):
@@ -48,7 +56,7 @@ def save_clip(folder, seed=0):
     tiny.spread_weights(model)
     model.save_pretrained(folder)
     tok.save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
     return folder
 
 
@@ -73,7 +81,7 @@ def test_embeddings_are_the_models_own(clip, clip_folder):
     tok = CLIPTokenizer.from_pretrained(clip_folder)
     images = tiny.pictures((40, 16), (16, 20), (33, 47), (16, 16), (60, 30))
     texts = ["a robin", "owl", "a finch on a very long branch of a tree", "x"]
-    processor = CLIPImageProcessorPil.from_pretrained(clip_folder)
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     expected = torch.zeros(5, 4)
     with torch.no_grad():
         for i, image in enumerate(images):
@@ -246,6 +254,7 @@ def test_captions_are_read_as_they_come(tmp_path, clip):
 
 @pytest.mark.parametrize("content, words", [
     (b"", "holds no captions"), (b"\n \r\n", "holds no captions"), (b"x" * 200_000, "holds a line of over"),
+    ("owl\nx".encode("utf-16-le"), "is no text in UTF-8: byte 1 is zero"),
 ])
 def test_what_is_no_file_of_captions(content, words, tmp_path):
     (tmp_path / "captions.txt").write_bytes(content)
