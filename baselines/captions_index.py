@@ -29,7 +29,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import data
 from baselines.clip import Clip
 from support.files import cannot_write, write_json
 from support.lock import Lock
@@ -140,7 +139,6 @@ class CaptionIndex:
 def open_index(captions: Path, folder: Path, clip: Clip) -> CaptionIndex:
     """The index in a folder; embeds what it lacks. Raises ValueError where the folder holds another index, or
     the file no captions; OSError."""
-    data.refuse_special(captions)
     digest, count = survey(captions)
     if count == 0:
         raise ValueError(f"{captions} holds no captions")

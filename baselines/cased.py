@@ -269,13 +269,15 @@ def index_folder(args) -> Path:
 
 
 def check_options(args) -> None:
-    """Raises ValueError for an option that can't be."""
+    """Raises ValueError for an option that can't be, OSError where there are no captions: a CLIP takes its
+    time to load."""
     numbers = {"limit": COUNT, "k": REQUESTS, "alpha": SHARE, "batch": COUNT, "max_unreadable": SHARE}
     for name, must in numbers.items():
         check_value(name, getattr(args, name), must)
     refuse_repeats("--data", args.data.split(","))
     if not args.out.endswith(".jsonl"):
         raise ValueError(f"--out names a file of answers, FILE.jsonl, got {args.out}")
+    data.refuse_special(args.captions)
 
 
 def main(argv: list[str] | None = None) -> None:
