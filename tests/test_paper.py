@@ -1,0 +1,357 @@
+"""benchmarks/paper.py: every command of the paper's tables parses and runs, what it costs by hand, what is
+skipped."""
+
+import importlib
+import os
+import shlex
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+import trees
+from benchmarks import paper
+
+TRAIN_OPTIONS = ("--steps 1 --images-per-step 2 --minibatch 1 --micro-batch 1 --lora-rank 2 --eval-every 0 "
+                 "--eval-limit 1 --max-pixels 3136 --judge-cache none")
+EVALUATION_OPTIONS = "--max-pixels 3136 --judge-cache none"
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    """Its commands are for the repository's folder."""
+    monkeypatch.chdir(paper.ROOT)
+
+
+def arguments(*argv):
+    return paper.read_arguments(["--root", "DIR", *argv])
+
+
+def all_commands(args) -> list[paper.Command]:
+    """Every distinct one, in order; nothing is there."""
+    return paper.missing_commands(args)
+
+
+def command_for(args, name: str) -> paper.Command:
+    """The one whose result has this name."""
+    return next(command for command in all_commands(args) if f"{name}-seed0" in str(command.result))
+
+
+# ---- what is run
+
+
+def test_the_main_training_and_its_evaluation_word_for_word(tmp_path):
+    """The paper's settings: N = 10, 2,048 tokens, birds; tested on the five other sets by CoOp's splits."""
+    args = arguments("--out", str(tmp_path), "--tables", "main")
+    lines = [command.shown() for command in all_commands(args)]
+    sets = "--data flowers,food,pets,cars,aircraft --protocol coop --root DIR"
+    judge = "--judge meta-llama/Llama-3.1-8B-Instruct"
+    assert lines == [
+        f"python evaluate.py {sets} --max-new-tokens 2048 {judge} --out {tmp_path}/base.json",
+        f"python evaluate.py {sets} --max-new-tokens 2048 --prompt specific {judge} "
+        f"--out {tmp_path}/prompt-specific.json",
+        f"python -m baselines.sft --data cub --n 10 --max-new-tokens 2048 --root DIR --seed 0 "
+        f"--out {tmp_path}/sft-seed0",
+        f"python evaluate.py {sets} --adapter {tmp_path}/sft-seed0 --max-new-tokens 2048 {judge} "
+        f"--out {tmp_path}/sft-seed0.json",
+        f"python train.py --data cub --n 10 --max-new-tokens 2048 --root DIR --reward exact --seed 0 "
+        f"--out {tmp_path}/exact-seed0",
+        f"python evaluate.py {sets} --adapter {tmp_path}/exact-seed0 --max-new-tokens 2048 {judge} "
+        f"--out {tmp_path}/exact-seed0.json",
+        f"python train.py --data cub --n 10 --max-new-tokens 2048 --root DIR --seed 0 "
+        f"--out {tmp_path}/speciarl-seed0",
+        f"python evaluate.py {sets} --adapter {tmp_path}/speciarl-seed0 --max-new-tokens 2048 {judge} "
+        f"--out {tmp_path}/speciarl-seed0.json",
+        f"python evaluate.py {sets} --max-new-tokens 2048 --n 64 --temperature 0.6 --top-p 0.95 --seed 0 "
+        f"{judge} --out {tmp_path}/best-of-64-seed0.json"]
+
+
+def test_trainings_are_the_releases(tmp_path):
+    """Each training as its program reads it, against the release's settings: what differs from the main
+    one."""
+    args = arguments("--out", str(tmp_path))
+    main = paper.config_of(command_for(args, "speciarl"))
+    assert (main.data, main.n, main.images_per_step, main.minibatch, main.epochs, main.limit) == (
+        "cub", 10, 256, 128, 15, 3000)
+    assert (main.loss, main.beta, main.lr, main.max_new_tokens, main.reward) == (
+        "grpo", 0.01, 3e-5, 2048, "speciarl")
+    expected = {
+        "sft": dict(method="sft", beta=0.0),
+        "exact": dict(reward="exact"),
+        "graded_abstain": dict(reward="graded_abstain"),
+        "graded": dict(reward="graded"),
+        "close": dict(reward="close"),
+        "n5": dict(n=5),
+        "n15": dict(n=15),
+        "images128": dict(limit=128, images_per_step=128),
+        "images1024": dict(limit=1024),
+        "images2048": dict(limit=2048),
+        "on-flowers": dict(data="flowers", protocol="coop"),
+        "on-food": dict(data="food", protocol="coop"),
+        "on-pets": dict(data="pets", protocol="coop"),
+        "on-cars": dict(data="cars", protocol="coop"),
+        "on-aircraft": dict(data="aircraft", protocol="coop"),
+        "on-all": dict(data="cub,food,flowers,pets,aircraft,cars", protocol="coop", limit=500),
+        "dr_grpo": dict(loss="dr_grpo", beta=0.0),
+        "dapo": dict(loss="dapo", beta=0.0, clip_high=0.28, overlong_buffer=512),
+        "dapo-dynamic": dict(loss="dapo", beta=0.0, clip_high=0.28, overlong_buffer=512,
+                             dynamic_sampling=True),
+        "noise5": dict(limit=1024, noise=0.05),
+        "noise10": dict(limit=1024, noise=0.1),
+        "noise25": dict(limit=1024, noise=0.25),
+        "direct": dict(prompt="direct"),
+        "length-penalty": dict(length_penalty=0.1),
+    }
+    found = {}
+    for command in all_commands(args):
+        if command.kind not in ("train", "sft"):
+            continue
+        config = vars(paper.config_of(command))
+        name = command.folder.name.removesuffix("-seed0")
+        found[name] = {key: value for key, value in config.items()
+                       if key != "out" and value != vars(main)[key]}
+    assert found.pop("speciarl") == {}
+    assert found == expected
+
+
+def test_every_evaluation_parses_and_is_never_on_what_was_trained_on(tmp_path):
+    """Flowers and food share images across the protocols: whoever trains on them does so by CoOp's."""
+    args = arguments("--out", str(tmp_path))
+    for command in all_commands(args):
+        if command.kind in ("evaluate", "measure"):
+            options = paper.evaluation_options(command)
+            assert (options.protocol, options.data) == ("coop", "flowers,food,pets,cars,aircraft")
+        else:
+            config = paper.config_of(command)
+            assert config.data == "cub" or config.protocol == "coop"
+
+
+def test_what_rows_share_is_run_once(tmp_path, capsys):
+    args = arguments("--out", str(tmp_path))
+    commands = all_commands(args)
+    results = [str(command.result) for command in commands]
+    assert len(set(results)) == len(results)
+    assert len([c for c in commands if c.kind in ("train", "sft")]) == len(paper.TRAININGS) == 25
+
+    paper.main(["--root", "DIR", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line.startswith("python ")] == [c.shown() for c in commands]
+    assert all(line.startswith(("python ", "#")) or not line for line in printed)  # a shell script
+    assert printed.count(f"# as in main, SpeciaRL: {tmp_path}/speciarl-seed0.json") == 7
+    assert printed.count(f"# as in data, 1,024: {tmp_path}/images1024-seed0.json") == 1
+
+
+def test_seeds_are_of_what_is_drawn(tmp_path):
+    """Greedy answers of the model as it came have no seed."""
+    args = arguments("--out", str(tmp_path), "--tables", "main", "--seeds", "3", "4")
+    results = [str(command.result.relative_to(tmp_path)) for command in all_commands(args)]
+    assert results[:2] == ["base.json", "prompt-specific.json"]
+    assert results[-4:] == ["speciarl-seed4/eval.json", "speciarl-seed4.json", "best-of-64-seed3.json",
+                            "best-of-64-seed4.json"]
+    assert len(results) == 2 + 2 * (3 * 2 + 1)
+
+
+def test_the_users_options_win_and_stand_once(tmp_path):
+    args = arguments("--out", str(tmp_path / "a b"), "--tables", "n", "--judge", "J", "--model", "M",
+                     "--train-options", "--n 3 --lr=1e-4 --no-checkpointing", "--eval-options", "--rows 9")
+    first, second = all_commands(args)[:2]
+    assert shlex.split(first.shown()) == [
+        "python", "train.py", "--data", "cub", "--n", "3", "--max-new-tokens", "2048", "--root", "DIR",
+        "--model", "M", "--judge", "J", "--lr", "1e-4", "--no-checkpointing", "--seed", "0",
+        "--out", f"{tmp_path}/a b/n5-seed0"]
+    assert second.words[-4:] == ["--rows", "9", "--out", f"{tmp_path}/a b/n5-seed0.json"]
+    assert second.words[second.words.index("--model") + 1] == "M"
+
+
+# ---- what it costs
+
+
+def seconds(args, name: str, answer_tokens: int = 150) -> tuple[float, float]:
+    expected, most = paper.hours(command_for(args, name), answer_tokens)
+    return expected * 3600, most * 3600
+
+
+@pytest.mark.parametrize("rows, step", [(1024, 131), (256, 205)])
+def test_a_step_costs_what_speed_md_says(tmp_path, rows, step):
+    """At 512 tokens, the table of cards: 131 seconds a step with 1,024 rows, 205 with 256."""
+    args = arguments("--out", str(tmp_path), "--max-new-tokens", "512", "--tables", "main",
+                     "--train-options", f"--rows {rows} --eval-every 0 --eval-limit 1 --steps 1000")
+    one_step = paper.step_seconds(paper.config_of(command_for(args, "speciarl")), 1.0, 150, 150)
+    assert one_step == pytest.approx(step, abs=1)
+
+
+def test_a_trainings_hours_by_hand(tmp_path):
+    """The paper's run at 2,048 tokens: 337 answers at a time, and so 7.6 rounds of 150 tokens a step."""
+    args = arguments("--out", str(tmp_path))
+    rows = 42e9 // (59_000 * (2048 + 60))
+    assert rows == 337
+    rollout = 256 * 0.052 + 2560 / rows * 150 * 0.066
+    step = rollout + 3.0 + 63.8 + 16.7 + 9.7
+    one = 300 * 0.052 + 300 / 256 * 150 * 0.066 + 300 * 3 / 2560  # a validation, or a test
+    assert seconds(args, "speciarl")[0] == pytest.approx(165 * step + (1 + 33 + 4) * one)
+    # At most: every round lasts 2,048 tokens.
+    more = 165 * 2560 / rows * 1898 * 0.066 + 38 * 300 / 256 * 1898 * 0.066
+    assert seconds(args, "speciarl")[1] == pytest.approx(165 * step + 38 * one + more)
+
+    # N = 5: half the answers, and 1,150 of 1,900 tokens an image.
+    step = 256 * 0.052 + 1280 / rows * 9.9 + 1.5 + (63.8 + 16.7 + 9.7) * 1150 / 1900
+    assert seconds(args, "n5")[0] == pytest.approx(165 * step + 38 * one)
+
+    # 128 images: 15 steps of one minibatch, which has no old log-probs of its own; three validations.
+    step = 128 * 0.052 + 1280 / rows * 9.9 + 1.5 + (63.8 + 16.7) / 2
+    assert seconds(args, "images128")[0] == pytest.approx(15 * step + (1 + 3 + 4) * one)
+
+    # No KL: no reference. DAPO's dynamic sampling: three batches of answers.
+    plain = 165 * (rollout + 3.0 + 63.8 + 9.7) + 38 * one
+    assert seconds(args, "dr_grpo")[0] == seconds(args, "dapo")[0] == pytest.approx(plain)
+    assert seconds(args, "dapo-dynamic")[0] == pytest.approx(plain + 165 * 2 * (rollout + 3.0))
+
+    # Labels: the image, and 415 of 1,900 tokens an image in the update.
+    step = 256 * 0.052 + 63.8 * 415 / 1900
+    assert seconds(args, "sft")[0] == pytest.approx(165 * step + 38 * one)
+
+    # Pets: CoOp's 2,944 images are 11 steps an epoch too. All six: 3,000 images, six validations.
+    assert seconds(args, "on-pets")[0] == seconds(args, "speciarl")[0]
+    assert seconds(args, "on-all")[0] > seconds(args, "speciarl")[0] + 38 * 5 * one
+
+
+def test_an_evaluations_hours_by_hand(tmp_path):
+    """47,806 test images; a picture of Aircraft counts as eight of CUB's."""
+    args = arguments("--out", str(tmp_path))
+    sets = {"flowers": 2463, "food": 30300, "pets": 3669, "cars": 8041, "aircraft": 8 * 3333}
+    images = 2463 + 30300 + 3669 + 8041 + 3333
+    by_hand = sum(sets.values()) * 0.052 + images / 256 * 150 * 0.066 + images * 3 / 2560
+    assert seconds(args, "speciarl")[0] > 0
+    evaluated = next(c for c in all_commands(args) if c.result == tmp_path / "speciarl-seed0.json")
+    assert paper.hours(evaluated, 150)[0] * 3600 == pytest.approx(by_hand)
+    best = next(c for c in all_commands(args) if "best-of-64" in str(c.result))
+    by_hand = sum(sets.values()) * 0.052 + 64 * images / 256 * 150 * 0.066 + 64 * images * 3 / 2560
+    assert paper.hours(best, 150)[0] * 3600 == pytest.approx(by_hand)
+
+    # Without thinking an answer has 15 tokens. Scores by further models were not measured.
+    direct = next(c for c in all_commands(args) if c.result == tmp_path / "prompt-direct.json")
+    by_hand = sum(sets.values()) * 0.052 + images / 256 * 15 * 0.066 + images * 3 / 2560
+    assert paper.hours(direct, 150)[0] * 3600 == pytest.approx(by_hand)
+    further = next(c for c in all_commands(args) if "broader" in str(c.result))
+    assert paper.hours(further, 150) is None
+
+
+# ---- what is there
+
+
+def test_what_is_there_is_skipped(tmp_path):
+    """A finished run, and figures whose run was deleted since."""
+    args = arguments("--out", str(tmp_path), "--tables", "n")
+    names = [command.result.relative_to(tmp_path) for command in all_commands(args)]
+    assert [str(name) for name in names] == [
+        "n5-seed0/eval.json", "n5-seed0.json", "speciarl-seed0/eval.json", "speciarl-seed0.json",
+        "n15-seed0/eval.json", "n15-seed0.json"]
+    (tmp_path / "n5-seed0").mkdir()
+    (tmp_path / "n5-seed0/eval.json").write_text("{}")
+    (tmp_path / "n15-seed0.json").write_text("{}")
+    assert [c.result.relative_to(tmp_path) for c in all_commands(args)] == names[1:4]
+
+
+def test_a_training_that_was_stopped_goes_on(tmp_path):
+    args = arguments("--out", str(tmp_path), "--tables", "n")
+    (tmp_path / "n5-seed0").mkdir()
+    (tmp_path / "n5-seed0/config.json").write_text("{}")
+    assert all_commands(args)[0].shown() == (f"python train.py --data cub --n 5 --max-new-tokens 2048 --root "
+                                             f"DIR --seed 0 --resume {tmp_path}/n5-seed0")
+
+
+@pytest.mark.parametrize("argv, line", [
+    (["--train-options", "3"], "paper.py: --train-options: an option starts with --, got '3'"),
+    (["--eval-options", "'"], "paper.py: --eval-options: No closing quotation"),
+    (["--train-options", "--n 1"], "paper.py: --n must be at least 2"),
+    (["--limit", "0"], "paper.py: --limit must be at least 1"),
+    (["--seeds", "1", "1"], "paper.py: --seeds names one twice"),
+    (["--out", __file__], "is a file")])
+def test_mistakes_end_in_one_line(argv, line, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        paper.main(argv)
+    assert line in stopped.value.code and "\n" not in stopped.value.code
+
+
+def test_elsewhere_its_commands_would_not_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="start it in "):
+        paper.main([])
+
+
+# ---- all of it, run
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A small encoder of texts with random weights."""
+    folder = tmp_path_factory.mktemp("encoder")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "finch", "bird", "mallard", "none"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(0)
+    BertModel(BertConfig(vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                         intermediate_size=48, max_position_embeddings=24)).save_pretrained(folder)
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def in_this_process(words: list[str]) -> int:
+    """What a process would do: the command's own main. Returns its exit status."""
+    if words[0] == "-m":
+        program, argv = words[1], words[2:]
+    else:
+        program, argv = words[0].removesuffix(".py"), words[1:]
+    try:
+        importlib.import_module(program).main(argv)
+    except SystemExit as stop:
+        print(stop.code)
+        return 1
+    return 0
+
+
+def small(tmp_path, checkpoint, encoder, judge_folder) -> list[str]:
+    """The command line at the size of the miniature trees."""
+    tree = str(trees.all_sets(tmp_path))
+    return ["--root", str(tmp_path), "--out", str(tmp_path / "out"), "--model", str(checkpoint),
+            "--judge", tree, "--eval-judge", tree, "--max-new-tokens", "24", "--limit", "2",
+            "--embedder", str(encoder), "--language-inclusion", str(judge_folder),
+            "--train-options", TRAIN_OPTIONS, "--eval-options", EVALUATION_OPTIONS]
+
+
+def test_every_command_runs(tmp_path, checkpoint, encoder, judge_folder, monkeypatch, capsys):
+    """Format-exact trees of all six sets, small checkpoints, one step: every training and evaluation of every
+    table, and the tables. One command fails the first time; a training is killed in its only step. The same
+    command goes on, and runs nothing twice."""
+    argv = small(tmp_path, checkpoint, encoder, judge_folder)
+    commands = all_commands(paper.read_arguments(argv))
+    ran = []
+
+    def execute(words):
+        ran.append(words)
+        if len(ran) == 3:
+            return 1
+        return in_this_process(words)
+
+    monkeypatch.setattr(os, "fsync", lambda file: None)  # here the machine stays up
+    monkeypatch.setattr(paper, "execute", execute)
+    with pytest.raises(SystemExit) as stopped:
+        paper.main([*argv, "--run"])
+    assert stopped.value.code == ("paper.py: this command failed, what is done is kept: "
+                                  + commands[2].shown())
+    assert [words for words in ran] == [command.words for command in commands[:3]]
+
+    paper.main([*argv, "--run"])
+    assert ran[3:] == [command.words for command in commands[2:]]
+    printed = capsys.readouterr().out
+    assert "missing: 0 commands" not in printed.split("[1 of")[0]
+
+    # Everything is there, and each table has all of its rows with figures.
+    paper.main(argv)
+    printed = capsys.readouterr().out
+    assert "missing: 0 commands" in printed and "begun" not in printed and "; missing" not in printed
+    assert len(ran) == len(commands) + 1
+    for table, rows in paper.TABLES.items():
+        block = printed.split(f"### {paper.TITLES[table]}\n\n")[1].split("\n\n")[0].splitlines()
+        shown = {line.split(" | ")[0].removeprefix("| "): line for line in block[2:]}
+        assert list(shown) == [row.title for row in rows if row != paper.CASED]
+        assert not any(" - |" in line and table != "main" for line in shown.values())
