@@ -20,6 +20,7 @@ Where this departs from the official release:
 
 import hashlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,7 +35,10 @@ from lora import cast_adapters
 from policy import Policy, Prompt, decoder_inputs, encode
 from support.shared_prompt_cache import EndedRows, SharedPromptCache, shared_prompt_attention
 
-PROMPTS_AT_ONCE = 32       # a bound on the memory of their forward
+# Bounds on the memory of the prompts' forward: how many, and their tokens when they are padded.
+PROMPTS_AT_ONCE = 32
+PROMPT_TOKENS_AT_ONCE = 32 * 2048
+LONG_PROMPT = 2560         # tokens: more than a picture of the published sets takes
 SAMPLER_BYTES = 256 << 20  # a bound on the sampler's temporaries
 
 # ------------------------------------------------------------------------------------------------------------
@@ -124,7 +128,7 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
     has_halved = False
     while queue:
         # A round: as many rows as may be decoded at a time.
-        rows = next_round(queue, max_rows, policy.shared)
+        rows = next_round(queue, prompts, n, max_rows, policy.shared)
         row_prompts = [prompts[i] for i, _ in rows]
 
         # Random numbers: every row's own.
@@ -166,13 +170,27 @@ def rows_by_prompt_length(prompts: list[Prompt], n: int) -> list[tuple[int, int]
     return rows
 
 
-def next_round(queue: list[tuple[int, int]], max_rows: int, shared: bool) -> list[tuple[int, int]]:
+def next_round(queue: list[tuple[int, int]], prompts: list[Prompt], n: int, max_rows: int,
+               shared: bool) -> list[tuple[int, int]]:
     """The queue's first rows, at most max_rows. Where prompts can't be shared: of the first image alone."""
     rows = queue[:max_rows]
-    if shared:
-        return rows
-    first, _ = queue[0]
-    return [(i, k) for i, k in rows if i == first]
+    if not shared:
+        first, _ = queue[0]
+        return [(i, k) for i, k in rows if i == first]
+
+    # Prompts are kept padded to the longest of the round, the last. Where images are very large, they take
+    # the room of as many long prompts as max_rows stands for, and no more.
+    room = max(1, max_rows // n) * LONG_PROMPT  # tokens
+    images = 0  # of the round so far
+    last = None
+    for place, (i, _) in enumerate(rows):
+        if i == last:
+            continue
+        last = i
+        images += 1
+        if images > 1 and images * len(prompts[i]) > room:
+            return rows[:place]
+    return rows
 
 
 def seed_for(*parts) -> int:
@@ -423,9 +441,24 @@ def prefill(policy: Policy, prompts: list[Prompt]) -> list[DynamicCache]:
     are padded on the right, where no real token looks."""
     decoder = policy.model.get_decoder()
     caches = []
-    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+    for some in split_prompts(prompts):
         cache = DynamicCache(config=decoder.config)
-        inputs = decoder_inputs(prompts[start:start + PROMPTS_AT_ONCE], end=-1)
-        decoder(**inputs, use_cache=True, past_key_values=cache)
+        decoder(**decoder_inputs(some, end=-1), use_cache=True, past_key_values=cache)
         caches.append(cache)
     return caches
+
+
+def split_prompts(prompts: list[Prompt]) -> Iterator[list[Prompt]]:
+    """The prompts in lists, in order, each as long as the bounds on the memory of their forward allow. One
+    prompt goes through whatever its length."""
+    some = []
+    longest = 0
+    for prompt in prompts:
+        padded_tokens = max(longest, len(prompt)) * (len(some) + 1)
+        if some and (len(some) == PROMPTS_AT_ONCE or padded_tokens > PROMPT_TOKENS_AT_ONCE):
+            yield some
+            some = []
+            longest = 0
+        some.append(prompt)
+        longest = max(longest, len(prompt))
+    yield some

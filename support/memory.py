@@ -14,7 +14,7 @@ from torch import nn
 
 from judges.vote import members
 from policy import Policy, processor_inputs
-from rollout import PROMPTS_AT_ONCE, SAMPLER_BYTES
+from rollout import PROMPT_TOKENS_AT_ONCE, PROMPTS_AT_ONCE, SAMPLER_BYTES
 from support.checkpoints import render_question
 
 CPU_ROWS = 512  # where nothing else is said
@@ -63,7 +63,7 @@ def rows_that_fit(model: nn.Module, card: int, held: int, prompt: int, n: int, i
     vision = getattr(model.config, "vision_config", None)
     deep = getattr(vision, "deepstack_visual_indexes", None) or []
     beside = images * prompt * config.hidden_size * item * (1 + len(deep))
-    beside += PROMPTS_AT_ONCE * prompt * 4 * config.intermediate_size * item
+    beside += min(PROMPTS_AT_ONCE * prompt, PROMPT_TOKENS_AT_ONCE) * 4 * config.intermediate_size * item
     beside += SAMPLER_BYTES
 
     fit = int((USABLE * card - held - beside) / row)

@@ -363,6 +363,42 @@ def test_seeds_are_the_same_in_every_process():
     assert seed_for(1, 23) != seed_for(12, 3)
 
 
+def test_very_long_prompts_share_their_room(monkeypatch):
+    """Seven rows, of 3 answers an image: the room of two prompts of 100 tokens. 3 x 66 tokens fit, and 2 x 90;
+    500 go alone, with all their rows."""
+    monkeypatch.setattr(rollout, "LONG_PROMPT", 100)
+    prompts = [range(length) for length in (60, 60, 66, 90, 500, 600)]
+    queue = rollout.rows_by_prompt_length(prompts, 3)
+    rounds = []
+    while queue:
+        rows = rollout.next_round(queue, prompts, n=3, max_rows=7, shared=True)
+        rounds.append([i for i, _ in rows])
+        queue = queue[len(rows):]
+    assert rounds == [[0] * 3 + [1] * 3 + [2], [2] * 2 + [3] * 3, [4] * 3, [5] * 3]
+
+
+def test_long_prompts_are_forwarded_in_parts(monkeypatch):
+    """At most 3 at once, and 200 tokens when padded: 3 x 60, but 80 with 110 are 220; 300 goes alone."""
+    monkeypatch.setattr(rollout, "PROMPTS_AT_ONCE", 3)
+    monkeypatch.setattr(rollout, "PROMPT_TOKENS_AT_ONCE", 200)
+    prompts = [range(length) for length in (60, 60, 10, 80, 110, 90, 300, 5)]
+    parts = [[len(prompt) for prompt in some] for some in rollout.split_prompts(prompts)]
+    assert parts == [[60, 60, 10], [80], [110], [90], [300], [5]]
+
+
+def test_small_bounds_change_no_answer(policy, monkeypatch):
+    images, ids = tiny.pictures((112, 84), (56, 56), (84, 168), (84, 84)), ["a", "b", "c", "d"]
+
+    def answers():
+        return [g.texts for g in sample(policy, images, ids, "what?", 3, seed=2, max_new_tokens=8)]
+
+    together = answers()
+    monkeypatch.setattr(rollout, "LONG_PROMPT", 1)
+    monkeypatch.setattr(rollout, "PROMPT_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("policy.PIXELS_AT_ONCE", 1)
+    assert answers() == together
+
+
 @pytest.mark.parametrize("text, answer", [
     (" A golden retriever.\n", "A golden retriever."), ("?!", None), ("", None),
     ("<think>a dog</think> <answer> a cat </answer>", "a cat"), ("<answer>", None),
