@@ -364,8 +364,8 @@ def test_seeds_are_the_same_in_every_process():
 
 
 def test_very_long_prompts_share_their_room(monkeypatch):
-    """Seven rows, of 3 answers an image: the room of two prompts of 100 tokens. 3 x 66 tokens fit, and 2 x 90;
-    500 go alone, with all their rows."""
+    """Seven rows, of 3 answers an image: the room of two prompts of 100 tokens. 3 x 66 tokens fit, and
+    2 x 90; 500 go alone, with all their rows."""
     monkeypatch.setattr(rollout, "LONG_PROMPT", 100)
     prompts = [range(length) for length in (60, 60, 66, 90, 500, 600)]
     queue = rollout.rows_by_prompt_length(prompts, 3)
