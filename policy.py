@@ -26,6 +26,7 @@ Where this departs from the usual stack:
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,9 @@ from grpo import chunked_logprobs
 from support.checkpoints import (banned_tokens, check_chat_template, end_of_sequence_ids, limit_pixels,
                                  load_checkpoint, one_line, padding_id, render_question)
 
-IMAGES_AT_ONCE = 32  # a bound on the vision tower's memory
+# Bounds on the vision tower's memory. One image goes through whatever its size.
+IMAGES_AT_ONCE = 32
+PIXELS_AT_ONCE = 32 * 512 * 28 * 28
 
 # ------------------------------------------------------------------------------------------------------------
 # Loading
@@ -148,12 +151,30 @@ def encode(policy: Policy, images: list, question: str) -> list[Prompt]:
     """Each PIL image with the question in one user turn, image first. Vision tower and embeddings are frozen:
     what is made here serves rollout, reference and update. Raises ValueError for an image no patch grid fits
     (an aspect ratio above 200)."""
-    if not images:
-        return []
-    if len(images) > IMAGES_AT_ONCE:
-        first = encode(policy, images[:IMAGES_AT_ONCE], question)
-        return first + encode(policy, images[IMAGES_AT_ONCE:], question)
+    prompts = []
+    for some in split_images(images):
+        prompts += encode_together(policy, some, question)
+    return prompts
 
+
+def split_images(images: list) -> Iterator[list]:
+    """The images in lists, in order, each as long as the bounds on the vision tower's memory allow."""
+    some = []
+    pixels = 0
+    for image in images:
+        own = image.width * image.height
+        if some and (len(some) == IMAGES_AT_ONCE or pixels + own > PIXELS_AT_ONCE):
+            yield some
+            some = []
+            pixels = 0
+        some.append(image)
+        pixels += own
+    if some:
+        yield some
+
+
+def encode_together(policy: Policy, images: list, question: str) -> list[Prompt]:
+    """encode, all images in one forward of the vision tower."""
     # Render the chat, and prepare each image: token ids with a token for each image feature, and pixels.
     text = render_question(policy.processor, question)
     batches = [processor_inputs(policy, text, image) for image in images]

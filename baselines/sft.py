@@ -25,8 +25,8 @@ from support.step_log import StepLog
 from train import (TOY, Config, Job, finish_step, learning_rate, make_config, places_in, resume_config,
                    run_job, set_learning_rate, step_examples, steps_to_go, update)
 
-IDLE = ("reward", "odds", "noise", "control", "loss", "overlong_buffer", "dynamic_sampling",
-        "corpo_floor")  # options of train.py that would do nothing here
+IDLE = ("reward", "odds", "noise", "control", "loss", "overlong_buffer", "length_penalty",
+        "dynamic_sampling", "corpo_floor")  # options of train.py that would do nothing here
 
 
 def train(job: Job) -> None:

@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 import data
 from evaluate import batch_records
-from judge import judge_groups, judge_label, open_judge, parse_answer
+from judge import judge_groups, judge_label, open_judge
 from judges.endpoint import Endpoint, NoWords
 from metrics import Summary, Tally
-from rollout import PROMPTS
+from rollout import PROMPTS, read_answer
 from support.answers import append_answers, lock_answers, stored_answers
 from support.command_line import COUNT, TOKENS, check_value, one_line_errors
 from support.judging import prompt_texts, trusted_batches
@@ -72,10 +72,12 @@ def answer_in_batches(args: argparse.Namespace, judge, examples: list[data.Examp
             texts = list(pool.map(answer, images))
 
             # Each answer is a group of one.
-            groups = [SimpleNamespace(texts=[text], answers=[parse_answer(text)]) for text in texts]
+            groups = []
+            for text in texts:
+                groups.append(SimpleNamespace(texts=[text], answers=[read_answer(text, question)]))
             truths = [example.label for example in readable]
             judged = judge_groups(judge, truths, [group.answers for group in groups])
-            yield batch_records(batch, readable, groups, judged, unreadable, embed=None)
+            yield batch_records(batch, readable, groups, judged, unreadable)
 
 
 def answer_arguments(args: argparse.Namespace) -> dict:
@@ -87,7 +89,8 @@ def answer_arguments(args: argparse.Namespace) -> dict:
     arguments["judge"] = judge_label(args.judge)
     arguments["prompts"] = prompt_texts(None, [args.judge])
     question = question_for(args.prompt, [args.data])
-    return arguments | {"question": question, "n": 1, "embedder": None, "choose": False}
+    return arguments | {"question": question, "n": 1, "embedder": None, "language_inclusion": None,
+                        "choose": False}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -16,16 +16,18 @@ import metrics
 import policy as policies
 import tiny
 import trees
-from judge import JUDGE_ERROR
+from judge import JUDGE_ERROR, normalize_label
 from judges.taxonomy import TaxonomyJudge
 from reward import Category as C
 from rollout import PROMPTS
 from small_run import stopped_at
 from support import opening, tables
-from support.answers import thought_not_said
 from support.embedder import load_embedder
 from support.files import append
+from support.language_inclusion import InclusionModel
+from support.scores import model_scores, plain_scores, thought_not_said
 from toy import world
+from words import chat_model
 
 
 @pytest.fixture
@@ -684,7 +686,86 @@ def test_semantic_similarity_in_the_table(encoder, monkeypatch, tmp_path, capsys
     dots = [float(embed([t])[0] @ embed(["bird"])[0]) for t in truths]
     score = results(tmp_path)["none"]["toy-bird"]["scores"]
     assert score["semantic_similarity"] == pytest.approx((10 + sum(dots)) / 30, abs=2e-6)
+    assert score["concept_similarity"] == pytest.approx((10 + sum(dots)) / 30, abs=2e-6)  # one concept each
     assert score["text_inclusion"] == pytest.approx(1 / 3) and "similar" in capsys.readouterr().out
+
+
+def test_a_language_model_says_which_answers_hold_the_truth(tok, tmp_path, monkeypatch, capsys):
+    """Yes and no by the likelier of their first tokens, as a plain forward of each pair's own prompt says;
+    each different pair is asked once."""
+    chat_model("llama", tok).save_pretrained(tmp_path / "llm")
+    tok.save_pretrained(tmp_path / "llm")
+    inclusion = InclusionModel.load(str(tmp_path / "llm"))
+    truths, answers = ["red finch", "owl"], [["a finch", None, "A finch!"], ["barn owl", "a finch"]]
+    asked = []
+    logprobs = inclusion.logprobs
+    inclusion.logprobs = lambda pairs: asked.append(list(pairs)) or logprobs(pairs)
+    found = inclusion(truths, answers)
+    assert asked == [[("red finch", "a finch"), ("owl", "barn owl"), ("owl", "a finch")]]
+
+    for truth, own, scores in zip(truths, answers, found):
+        for answer, score in zip(own, scores):
+            if answer is None:
+                assert score == 0
+                continue
+            ids = torch.tensor([inclusion.prompt_tokens((normalize_label(truth), normalize_label(answer)))])
+            with torch.no_grad():
+                no, yes = inclusion.model(input_ids=ids).logits[0, -1, inclusion.first_tokens]
+            assert score == int(yes > no)
+    first = [tok.convert_ids_to_tokens(token) for token in inclusion.first_tokens]
+    assert "no".startswith(first[0]) and "yes".startswith(first[1])
+
+    # in the table; it goes on from what is stored, and is kept where stored answers are judged
+    argv = ["--data", "toy-bird", "--language-inclusion", tmp_path / "llm", "--out", tmp_path / "out.json"]
+    run(monkeypatch, *argv)
+    assert "holds" in capsys.readouterr().out
+    table = results(tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()[1:]]
+    scores = [record["scores"]["language_inclusion"] for record in records]
+    assert scores == inclusion([r["truth"] for r in records], [r["answers"] for r in records])
+    mean = table["none"]["toy-bird"]["scores"]["language_inclusion"]
+    assert mean == pytest.approx(sum(map(sum, scores)) / 10)
+    monkeypatch.setattr(ev, "load_scorers", None)
+    assert run(monkeypatch, *argv) == []
+    monkeypatch.undo()
+    ev.main(["--answers", str(tmp_path / "out.jsonl"), "--out", str(tmp_path / "again.json")])
+    again = json.loads((tmp_path / "again.json").read_text())["results"]
+    assert again["none"]["toy-bird"]["scores"] == table["none"]["toy-bird"]["scores"]
+
+    with torch.no_grad():
+        inclusion.model.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(OSError, match="returned NaN"):
+        inclusion(truths, answers)
+
+
+def test_cars_are_compared_by_names_with_the_year_first():
+    example = SimpleNamespace(label="Acura TL Sedan 2012", domain="cars")
+    said = SimpleNamespace(answers=["a 2012 Acura TL Sedan", "Acura TL Sedan 2012"],
+                           texts=["<answer>a 2012 Acura TL Sedan</answer>", "a 2012 Acura TL Sedan"])
+    assert plain_scores(example, said) == {"text_inclusion": [1, 0], "thought_not_said": [0, 1]}
+    embed = {"2012 Acura TL Sedan": torch.tensor([1.0])}
+    scorers = {"seen": lambda truths, answers: [[truth] for truth in truths]}
+    assert model_scores(scorers, [example], [said]) == [{"seen": list(embed)}]
+    example.domain = "food"
+    assert plain_scores(example, said)["text_inclusion"] == [0, 1]
+
+
+def test_evaluations_have_the_releases_tokens_and_whole_images(monkeypatch, tmp_path):
+    """But not in the embedded world; a smaller limit is an option."""
+    def arguments(*argv):
+        args = ev.parser().parse_args([*argv, "--model", "m"])
+        command = ev.resolve(args)
+        return command.max_new_tokens, command.max_pixels
+
+    assert arguments("--data", "cub") == (2048, None)
+    assert arguments("--data", "toy-bird") == (16, None)
+    assert arguments("--data", "cub", "--max-pixels", "784", "--max-new-tokens", "9") == (9, 784)
+    run(monkeypatch, "--data", "toy-bird", "--n", "2", "--temperature", "0.6", "--top-p", "0.95",
+        "--out", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["arguments"]["top_p"] == 0.95
+    with pytest.raises(SystemExit, match="top_p was 0.95, now 0.9"):
+        run(monkeypatch, "--data", "toy-bird", "--n", "2", "--temperature", "0.6", "--top-p", "0.9",
+            "--out", tmp_path / "out.json")
 
 
 def test_datasets_prompts_and_protocol_reach_where_they_belong(monkeypatch):
@@ -697,11 +778,13 @@ def test_datasets_prompts_and_protocol_reach_where_they_belong(monkeypatch):
 
 def test_prompt_variants():
     assert list(PROMPTS) == ["base", "specific", "calibrated", "elimination", "high_precision",
-                             "max_correctness", "max_specificity"]
-    assert len(set(PROMPTS.values())) == 7
-    for name, text in PROMPTS.items():  # the same format; only the last allows no way out
-        assert "between <think> and </think>" in text and "between <answer> and </answer>" in text
-        assert ("or None if you cannot name it" in text) == (name != "max_specificity")
+                             "max_correctness", "max_specificity", "direct", "owc"]
+    assert len(set(PROMPTS.values())) == 9
+    # The same format; one allows no way out, one no thoughts, and one is another benchmark's.
+    for name, text in PROMPTS.items():
+        assert ("between <think> and </think>" in text) == (name not in ("direct", "owc"))
+        assert ("between <answer> and </answer>" in text) == (name != "owc")
+        assert ("or None if you cannot name it" in text) == (name not in ("max_specificity", "owc"))
 
 
 # ------------------------------------------------------------------------------------------------------------

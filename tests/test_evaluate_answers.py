@@ -116,13 +116,14 @@ def test_a_live_evaluation_goes_on_under_the_same_prompt_of_its_judge_alone(monk
 
 
 def test_what_no_judge_decides_is_kept(folder):
-    scores = {"text_inclusion": [1, 0], "semantic_similarity": [0.5, 0.25]}
+    scores = {"text_inclusion": [1, 0], "semantic_similarity": [0.5, 0.25], "language_inclusion": [1, 1]}
     record = {"adapter": "none", "data": "mine", "id": "a", "domain": "birds", "truth": "red finch",
               "texts": ["x", "<think>a red finch</think>"], "answers": ["owl", "finch"],
               "categories": ["specific", "wrong"], "majority": 0, "choice": 1, "scores": scores}
     write("ours.jsonl", [{"arguments": {}}, record])
     row = judged("--answers", "ours.jsonl")["results"]["none"]["mine"]
-    assert row["scores"] == {"text_inclusion": 0, "thought_not_said": 0.5, "semantic_similarity": 0.375}
+    assert row["scores"] == {"text_inclusion": 0, "thought_not_said": 0.5, "semantic_similarity": 0.375,
+                             "language_inclusion": 1}
     assert row["choice"]["summary"]["counts"]["less specific"] == 1
     assert row["majority"]["summary"]["counts"]["wrong"] == 1
 
@@ -254,6 +255,15 @@ def test_two_files_must_agree_on_a_truth_and_one_of_them_have_it(folder):
             "--answers", "one.jsonl", "--answers", "two.jsonl")
     write("none.jsonl", [{"id": "x", "answers": ["finch"]}])
     refused('none.jsonl, line 1: x has no "truth"', "--answers", "none.jsonl")
+
+
+def test_a_car_may_have_its_year_first_in_anothers_file(folder):
+    answers = ["Acura TL Sedan 2012"]
+    write("one.jsonl", [GOOD | {"truth": "Acura TL Sedan 2012", "answers": answers}])
+    write("two.jsonl", [GOOD | {"truth": "2012 Acura TL Sedan", "answers": answers}])
+    document = judged("--answers", "one.jsonl", "--answers", "two.jsonl")
+    assert document["results"]["two"]["answers"]["summary"]["n"] == 1
+    refused("it should be '2012 Acura TL Sedan'", "--answers", "two.jsonl", "--answers", "one.jsonl")
 
 
 def test_a_file_as_others_write_it(folder):
