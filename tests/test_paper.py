@@ -1,6 +1,8 @@
 """benchmarks/paper.py: every command of the paper's tables parses and runs, what it costs by hand, what is
 skipped."""
 
+import copy
+import functools
 import importlib
 import os
 import shlex
@@ -9,12 +11,15 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+import metrics
+import policy
+import train
 import trees
 from benchmarks import paper
 
 TRAIN_OPTIONS = ("--steps 1 --images-per-step 2 --minibatch 1 --micro-batch 1 --lora-rank 2 --eval-every 0 "
                  "--eval-limit 1 --max-pixels 3136 --judge-cache none")
-EVALUATION_OPTIONS = "--max-pixels 3136 --judge-cache none"
+EVALUATION_OPTIONS = "--max-new-tokens 4 --max-pixels 3136 --judge-cache none"
 
 
 @pytest.fixture(autouse=True)
@@ -313,11 +318,34 @@ def small(tmp_path, checkpoint, encoder, judge_folder) -> list[str]:
     """The command line at the size of the miniature trees."""
     tree = str(trees.all_sets(tmp_path))
     return ["--root", str(tmp_path), "--out", str(tmp_path / "out"), "--model", str(checkpoint),
-            "--judge", tree, "--eval-judge", tree, "--max-new-tokens", "24", "--limit", "2",
+            "--judge", tree, "--eval-judge", tree, "--max-new-tokens", "16", "--limit", "1",
             "--embedder", str(encoder), "--language-inclusion", str(judge_folder),
             "--train-options", TRAIN_OPTIONS, "--eval-options", EVALUATION_OPTIONS]
 
 
+@pytest.fixture
+def in_less_time(monkeypatch):
+    """Without what takes most of the time of sixty commands and none of them is about: waiting for a disk,
+    1,000 bootstrap draws, transformers' look at the type of every field of a config that it copies, the
+    checkpoint read again and again, and the tests at the end of all trainings but the first."""
+    drawn_sums = metrics.drawn_sums
+    monkeypatch.setattr(metrics, "drawn_sums", lambda sums, resamples, seed: drawn_sums(sums, 20, seed))
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    monkeypatch.setattr("huggingface_hub.dataclasses.type_validator", lambda name, value, kind: None)
+    load = functools.cache(policy.load_checkpoint)
+    monkeypatch.setattr(policy, "load_checkpoint", lambda *args: copy.deepcopy(load(*args)))
+    before_and_after = train.before_and_after
+    tested = []
+
+    def tested_once(*args):
+        if not tested:
+            tested.append(before_and_after(*args))
+        return tested[0]
+
+    monkeypatch.setattr(train, "before_and_after", tested_once)
+
+
+@pytest.mark.usefixtures("in_less_time")
 def test_every_command_runs(tmp_path, checkpoint, encoder, judge_folder, monkeypatch, capsys):
     """Format-exact trees of all six sets, small checkpoints, one step: every training and evaluation of every
     table, and the tables. One command fails the first time; a training is killed in its only step. The same
@@ -332,7 +360,6 @@ def test_every_command_runs(tmp_path, checkpoint, encoder, judge_folder, monkeyp
             return 1
         return in_this_process(words)
 
-    monkeypatch.setattr(os, "fsync", lambda file: None)  # here the machine stays up
     monkeypatch.setattr(paper, "execute", execute)
     with pytest.raises(SystemExit) as stopped:
         paper.main([*argv, "--run"])
