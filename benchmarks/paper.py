@@ -47,6 +47,7 @@ import train
 from baselines import sft
 from judge import judge_label
 from support.command_line import COUNT, SEED, check_value, first_line, flag
+from support.memory import LARGEST_PIXELS
 
 # ------------------------------------------------------------------------------------------------------------
 # What the paper runs
@@ -361,10 +362,11 @@ PIXELS = {"aircraft": 1_500_000}  # of sets whose pictures are much larger than 
 DYNAMIC_BATCHES = 3
 
 # How many answers are decoded at a time, as support/memory.py counts: what 80 GB have left beside policy,
-# adapters and judge, and what a token of an answer takes of it. An evaluation takes no more than --rows.
+# adapters and judge, and what a token of an answer, or of its share of the prompt, takes of it.
 FREE_BYTES = 42e9
 TOKEN_BYTES = 59_000
-SHARED_TOKENS = 60          # a tenth of the longest prompt
+QUESTION_TOKENS = 60
+TOKEN_PIXELS = 28 * 28      # of an image
 
 # What decides an evaluation's figures, of its options.
 DECIDING = ("data", "root", "protocol", "limit", "judge", "prompt", "n", "temperature", "top_p", "seed",
@@ -415,7 +417,7 @@ def training_seconds(config: train.Config, answer_tokens: int, runs_on: bool) ->
     # training, greedily and at temperature 1.
     validations = 1 + (steps // config.eval_every if config.eval_every else 0)
     measured = (validations + 4) * len(names)
-    rows = min(256, rows_at_a_time(config.max_new_tokens))
+    rows = min(256, rows_that_fit(config.max_new_tokens, 1, config.max_pixels))
     one = rollout_seconds(config.eval_limit, 1, longest, rows, size) + config.eval_limit * JUDGED
     return steps * step + measured * one
 
@@ -424,7 +426,7 @@ def step_seconds(config: train.Config, size: float, answer_tokens: int, longest:
     """Rollout, judge, log-probs and update of one step. size: of an image, CUB's being 1; longest: tokens of
     a round's longest answer."""
     images = config.images_per_step
-    rows = rows_at_a_time(config.max_new_tokens)
+    rows = rows_that_fit(config.max_new_tokens, config.n, config.max_pixels)
     if config.rows is not None:
         rows = min(rows, config.rows)
     batches = DYNAMIC_BATCHES if config.dynamic_sampling else 1
@@ -453,7 +455,7 @@ def evaluation_seconds(options: argparse.Namespace, answer_tokens: int, runs_on:
     if any(name not in TEST_IMAGES for name in names):
         return None
     max_new_tokens = options.max_new_tokens or evaluate.DEFAULTS["max_new_tokens"]
-    rows = min(options.rows, rows_at_a_time(max_new_tokens))
+    rows = min(options.rows, rows_that_fit(max_new_tokens, options.n, options.max_pixels))
     longest = DIRECT_TOKENS if options.prompt == "direct" else answer_tokens
     if runs_on:
         longest = max_new_tokens
@@ -474,8 +476,10 @@ def rollout_seconds(images: int, n: int, longest: int, rows: int, size: float) -
     return images * size * IMAGE + rounds * longest * DECODED
 
 
-def rows_at_a_time(max_new_tokens: int) -> int:
-    return max(1, int(FREE_BYTES / (TOKEN_BYTES * (max_new_tokens + SHARED_TOKENS))))
+def rows_that_fit(max_new_tokens: int, n: int, max_pixels: int | None) -> int:
+    """Each answer is counted at its longest, with its share of the longest prompt."""
+    prompt = QUESTION_TOKENS + (max_pixels or LARGEST_PIXELS) / TOKEN_PIXELS
+    return max(1, int(FREE_BYTES / (TOKEN_BYTES * (max_new_tokens + prompt / n))))
 
 
 def relative_size(name: str, max_pixels: int | None) -> float:
@@ -554,7 +558,7 @@ def print_commands(args) -> None:
 def print_command(command: Command, named: list[Command], answer_tokens: int) -> None:
     if command in named:
         first = named[named.index(command)]
-        print(f"# as in {first.title}: {command.result or command.words[-1]}")
+        print(f"# as in {first.title}: {command.folder or command.result}")
         return
     named.append(command)
     state = "missing"
@@ -574,7 +578,9 @@ def hours_text(cost: tuple[float, float] | None) -> str:
 
 
 def amount(value: float) -> str:
-    return f"{value:.2f}" if value < 0.1 else f"{value:.1f}"
+    if value < 0.1:
+        return f"{value:.2f}"
+    return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
 
 
 def left_line(missing: list[Command], answer_tokens: int) -> str:
