@@ -93,7 +93,7 @@ TRAININGS = {
 @dataclass(frozen=True)
 class Row:
     """A row of a table. figures: the name of its figures' file; training: of TRAININGS, None for the model as
-    it came; options: of its evaluation; paper: HM on the fine-grained sets, where the paper's is known."""
+    it came; options: of its evaluation; paper: the paper's HM on the fine-grained sets, where it is known."""
     title: str
     figures: str
     training: str | None = None
@@ -115,6 +115,7 @@ def trained(title: str, training: str, options: str = "", paper: float | None = 
     return Row(title, training, training, options, paper)
 
 
+# The main table's rows, with HM on the fine-grained sets as the paper states it.
 BASE = Row("base", "base", paper=0.790)
 SPECIFIC = Row("specific prompt", "prompt-specific", options="--prompt specific", paper=0.822)
 SFT = trained("SFT", "sft", paper=0.866)
@@ -130,7 +131,6 @@ def renamed(row: Row, title: str) -> Row:
 
 
 PROMPTS = ("calibrated", "elimination", "high_precision", "max_correctness", "max_specificity")
-NO_NOISE = trained("0 %", "images1024")
 
 TABLES = {
     "main": [BASE, SPECIFIC, SFT, RFT, SPECIARL, BEST_OF_64, CASED],
@@ -144,7 +144,8 @@ TABLES = {
                trained("all six, 500 each", "on-all")],
     "optimizers": [renamed(SPECIARL, "GRPO"), trained("Dr. GRPO", "dr_grpo"), trained("DAPO", "dapo"),
                    trained("DAPO, dynamic sampling", "dapo-dynamic")],
-    "noise": [NO_NOISE, trained("5 %", "noise5"), trained("10 %", "noise10"), trained("25 %", "noise25")],
+    "noise": [trained("0 %", "images1024"), trained("5 %", "noise5"), trained("10 %", "noise10"),
+              trained("25 %", "noise25")],
     "prompts": [renamed(BASE, "base"), renamed(SPECIFIC, "specific"),
                 *[Row(name, f"prompt-{name}", options=f"--prompt {name}") for name in PROMPTS]],
     "thinking": [renamed(BASE, "base"), Row("base, direct", "prompt-direct", options="--prompt direct"),
@@ -266,7 +267,7 @@ def evaluation(args, row: Row, seed: int) -> Command:
     if row.sampled:
         own["--seed"] = [str(seed)]
     result = figures_file(args, "main", row, seed)
-    words = ["evaluate.py"] + words_of(test_sets(args), options, own, judged_by(args), args.eval_options,
+    words = ["evaluate.py"] + words_of(evaluated_sets(args), options, own, judged_by(args), args.eval_options,
                                        {"--out": [str(result)]})
     return Command("evaluate", words, result)
 
@@ -274,27 +275,28 @@ def evaluation(args, row: Row, seed: int) -> Command:
 def broader(args, row: Row, seed: int) -> Command:
     """The same answers, read from their file, by further figures: nothing is answered twice."""
     answers = figures_file(args, "main", row, seed).with_suffix(".jsonl")
-    result = figures_file(args, "broader", row, seed)
-    own = {"--answers": [str(answers)]}
-    measures = {"--embedder": [args.embedder], "--language-inclusion": [args.language_inclusion]}
-    words = ["evaluate.py"] + words_of(own, test_sets(args), judged_by(args), measures,
-                                       of_the_judge(args.eval_options), {"--out": [str(result)]})
-    return Command("measure", words, result)
+    scores = {"--embedder": [args.embedder], "--language-inclusion": [args.language_inclusion]}
+    return measuring(args, answers, scores, figures_file(args, "broader", row, seed))
+
+
+def measuring(args, answers: Path, scores: dict[str, list[str]], result: Path, title: str = "") -> Command:
+    """Stored answers, judged and measured. Of the user's options those of the judge mean something here."""
+    options = {name: values for name, values in args.eval_options.items() if name.startswith("--judge")}
+    words = ["evaluate.py"] + words_of({"--answers": [str(answers)]}, evaluated_sets(args), judged_by(args),
+                                       scores, options, {"--out": [str(result)]})
+    return Command("measure", words, result, title=title)
 
 
 def cased_commands(args) -> list[Command]:
     """CaSED's answers, and their figures as stored answers."""
     answers = args.out / "cased-answers.jsonl"
-    result = args.out / "cased.json"
     own = {"--captions": [args.captions], "--out": [str(answers)]}
-    words = ["-m", "baselines.cased"] + words_of(test_sets(args), args.cased_options, own)
-    measured = ["evaluate.py"] + words_of({"--answers": [str(answers)]}, test_sets(args), judged_by(args),
-                                          of_the_judge(args.eval_options), {"--out": [str(result)]})
+    words = ["-m", "baselines.cased"] + words_of(evaluated_sets(args), args.cased_options, own)
     return [Command("cased", words, None, title="main, CaSED"),
-            Command("measure", measured, result, title="main, CaSED")]
+            measuring(args, answers, {}, args.out / "cased.json", title="main, CaSED")]
 
 
-def test_sets(args) -> dict[str, list[str]]:
+def evaluated_sets(args) -> dict[str, list[str]]:
     """The paper's splits: CoOp's where there are any."""
     options = {"--data": [",".join(SETS)], "--protocol": ["coop"], "--root": [args.root]}
     if args.limit is not None:
@@ -304,11 +306,6 @@ def test_sets(args) -> dict[str, list[str]]:
 
 def judged_by(args) -> dict[str, list[str]]:
     return {"--judge": [args.eval_judge]}
-
-
-def of_the_judge(options: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Those that mean something where nothing is answered."""
-    return {name: values for name, values in options.items() if name.startswith("--judge")}
 
 
 def figures_file(args, table: str, row: Row, seed: int) -> Path:
@@ -328,18 +325,26 @@ def seeds_of(args, row: Row) -> list[int]:
 
 
 def missing_commands(args) -> list[Command]:
-    """What is still to be run, each once, in order. A row whose figures are there needs nothing, whatever
-    else was deleted."""
+    """What is still to be run, each once, in order."""
     missing = []
     for table in args.tables:
         for row in rows_of(args, table):
             for seed in seeds_of(args, row):
-                commands = row_commands(args, table, row, seed)
-                if commands[-1].there:
-                    continue
-                missing += [command for command in commands
-                            if not command.there and command not in missing]
+                for command in needed(row_commands(args, table, row, seed)):
+                    if command not in missing:
+                        missing.append(command)
     return missing
+
+
+def needed(commands: list[Command]) -> list[Command]:
+    """Of a row's commands those behind the last that has left its result: it needs nothing of what comes
+    before, which may have been deleted."""
+    rest = []
+    for command in reversed(commands):
+        if command.there:
+            break
+        rest.insert(0, command)
+    return rest
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -491,12 +496,17 @@ def relative_size(name: str, max_pixels: int | None) -> float:
 def config_of(command: Command) -> train.Config:
     """A training's settings as its program reads them. Raises ValueError, also where a run in its folder has
     others."""
-    parse_config = sft.parse_config if command.kind == "sft" else train.parse_config
-    start = 2 if command.kind == "sft" else 1
-    words = list(command.words)
+    words = command.words[1:]
+    parse_config = train.parse_config
+    if command.kind == "sft":
+        words = command.words[2:]  # behind -m and the module
+        parse_config = sft.parse_config
     if (command.folder / "config.json").exists():
         words[words.index("--out")] = "--resume"
-    config, _ = parse_config(words[start:])
+    try:
+        config, _ = parse_config(words)
+    except ValueError as error:
+        raise ValueError(f"{command.folder}: {first_line(error)}") from None
     return config
 
 
@@ -542,6 +552,7 @@ def read_document(file: Path) -> dict:
 
 def print_commands(args) -> None:
     """The script: a row's commands below its title, those of another row named where it was."""
+    missing = missing_commands(args)
     named = []
     for table in args.tables:
         print(f"\n# ---- {TITLES[table]} (--tables {table})")
@@ -549,25 +560,25 @@ def print_commands(args) -> None:
             print(f"\n# {row.title}")
             for seed in seeds_of(args, row):
                 for command in row_commands(args, table, row, seed):
-                    print_command(command, named, args.answer_tokens)
+                    if command in named:
+                        first = named[named.index(command)]
+                        print(f"# as in {first.title}: {command.folder or command.words[-1]}")
+                        continue
+                    named.append(command)
+                    cost = hours_text(hours(command, args.answer_tokens))
+                    print(f"# {cost}; {state(command, missing)}")
+                    print(command.shown())
         if table == "main" and not args.captions:
             print("\n# CaSED: give --captions FILE")
-    print(f"\n# {left_line(missing_commands(args), args.answer_tokens)}")
+    print(f"\n# {left_line(missing, args.answer_tokens)}")
 
 
-def print_command(command: Command, named: list[Command], answer_tokens: int) -> None:
-    if command in named:
-        first = named[named.index(command)]
-        print(f"# as in {first.title}: {command.folder or command.result}")
-        return
-    named.append(command)
-    state = "missing"
+def state(command: Command, missing: list[Command]) -> str:
     if command.there:
-        state = "there"
-    elif command.begun:
-        state = "begun, the hours are the whole run's"
-    print(f"# {hours_text(hours(command, answer_tokens))}; {state}")
-    print(command.shown())
+        return "there"
+    if command not in missing:
+        return "not needed any more"
+    return "begun, the hours are the whole run's" if command.begun else "missing"
 
 
 def hours_text(cost: tuple[float, float] | None) -> str:
@@ -602,10 +613,11 @@ def run_missing(args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     missing = missing_commands(args)
     for number, command in enumerate(missing, 1):
-        print(f"\n[{number} of {len(missing)}] {command.shown()}", flush=True)
+        shown = command.shown()
+        print(f"\n[{number} of {len(missing)}] {shown}", flush=True)
         status = execute(command.to_run())
         if status != 0:
-            sys.exit(f"paper.py: this command failed, what is done is kept: {command.shown()}")
+            sys.exit(f"paper.py: this command ended with status {status}, what is done is kept: {shown}")
 
 
 def execute(words: list[str]) -> int:
@@ -681,32 +693,40 @@ def error(values: list[float]) -> str:
 
 
 def sets_table(found: dict[Row, list[dict]]) -> str:
-    """Every set by itself: a row's own training domain is among them, and in the means above."""
+    """Every set by itself: what a row was trained on is among them, and in the means above."""
     lines = ["| C / S / **HM** on | " + " | ".join(SETS) + " |", "|---" * (1 + len(SETS)) + "|"]
     for row, documents in found.items():
-        cells = [three_figures(documents, name) for name in SETS]
+        cells = []
+        for name in SETS:
+            seen = " (trained on)" if row.training in (f"on-{name}", "on-all") else ""
+            cells.append(three_figures(documents, name) + seen)
         lines.append(f"| {row.title} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def broader_table(found: dict[Row, list[dict]]) -> str:
-    """The scores that need no six rungs, on both means, over the seeds."""
-    names = {}  # of scores, as keys: in the order of the files
+    """The scores beside the six rungs, on both means; means over the seeds that have them."""
+    columns = {}  # (mean, score), as keys: in the order of the files
     for documents in found.values():
         for document in documents:
             for mean in MEANS:
-                names |= document.get(mean, {}).get("scores", {})
-    lines = ["| | " + " | ".join(f"{mean}: {name.replace('_', ' ')}" for mean in MEANS for name in names)
-             + " |", "|---" * (1 + len(MEANS) * len(names)) + "|"]
+                columns |= {(mean, name): None for name in scores_of(document, mean)}
+    heads = [f"{mean}: {name.replace('_', ' ')}" for mean, name in columns]
+
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for row, documents in found.items():
         cells = []
-        for mean in MEANS:
-            for name in names:
-                scores = [document[mean]["scores"][name] for document in documents
-                          if name in document.get(mean, {}).get("scores", {})]
-                cells.append(f"{fmean(scores):.3f}" if scores else "-")
+        for mean, name in columns:
+            seeds = [scores_of(document, mean).get(name) for document in documents]
+            seeds = [score for score in seeds if score is not None]
+            cells.append(f"{fmean(seeds):.3f}" if seeds else "-")
         lines.append(f"| {row.title} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def scores_of(document: dict[str, dict], name: str) -> dict[str, float]:
+    """A dataset's or mean's scores that are no rungs' figures; {} where it is not there."""
+    return document.get(name, {}).get("scores", {})
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ skipped."""
 import copy
 import functools
 import importlib
+import json
 import os
 import shlex
 
@@ -15,6 +16,7 @@ import metrics
 import policy
 import train
 import trees
+from baselines import sft
 from benchmarks import paper
 
 TRAIN_OPTIONS = ("--steps 1 --images-per-step 2 --minibatch 1 --micro-batch 1 --lora-rank 2 --eval-every 0 "
@@ -257,6 +259,13 @@ def test_what_is_there_is_skipped(tmp_path):
     (tmp_path / "n15-seed0.json").write_text("{}")
     assert [c.result.relative_to(tmp_path) for c in all_commands(args)] == names[1:4]
 
+    # Further scores need the answers, not the run that gave them.
+    args = arguments("--out", str(tmp_path), "--tables", "broader")
+    (tmp_path / "speciarl-seed0.json").write_text("{}")
+    last = all_commands(args)[-1].result.relative_to(tmp_path)
+    assert str(last) == "speciarl-seed0-broader.json"
+    assert str(all_commands(args)[-2].result.relative_to(tmp_path)) == "exact-seed0-broader.json"
+
 
 def test_a_training_that_was_stopped_goes_on(tmp_path):
     args = arguments("--out", str(tmp_path), "--tables", "n")
@@ -269,7 +278,7 @@ def test_a_training_that_was_stopped_goes_on(tmp_path):
 @pytest.mark.parametrize("argv, line", [
     (["--train-options", "3"], "paper.py: --train-options: an option starts with --, got '3'"),
     (["--eval-options", "'"], "paper.py: --eval-options: No closing quotation"),
-    (["--train-options", "--n 1"], "paper.py: --n must be at least 2"),
+    (["--train-options", "--n 1"], "paper.py: runs/paper/sft-seed0: --n must be at least 2"),
     (["--limit", "0"], "paper.py: --limit must be at least 1"),
     (["--seeds", "1", "1"], "paper.py: --seeds names one twice"),
     (["--out", __file__], "is a file")])
@@ -283,6 +292,54 @@ def test_elsewhere_its_commands_would_not_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="start it in "):
         paper.main([])
+
+
+def figures(out, name: str, correctness: float, n: int = 1, **arguments) -> None:
+    """A figures' file as evaluate.py leaves it, with HM as correctness, less .1 on cars and aircraft."""
+    results = {}
+    for mean, value in (("fine-grained", correctness), ("very fine-grained", correctness - 0.1)):
+        summary = {"correctness": value, "specificity": 0.5, "harmonic_mean": value}
+        results[mean] = {"summary": summary, "scores": {"text_inclusion": value / 2}}
+        if n > 1:
+            best = {"correctness": 0.9, "specificity": 0.8, "harmonic_mean": 0.85}
+            results[mean]["best_of"] = {"1": {"summary": summary}, str(n): {"summary": best}}
+    (out / f"{name}.jsonl").write_text("")
+    (out / f"{name}.json").write_text(json.dumps({"arguments": {"n": n} | arguments,
+                                                  "results": {"none": results}}))
+
+
+def test_the_tables_by_hand(tmp_path, capsys):
+    """Two seeds of SpeciaRL, and one of best of 64; the paper's figures beside them."""
+    figures(tmp_path, "base", 0.6)
+    figures(tmp_path, "speciarl-seed0", 0.7)
+    figures(tmp_path, "speciarl-seed1", 0.8)
+    figures(tmp_path, "best-of-64-seed1", 0.5, n=64)
+    figures(tmp_path, "base-broader", 0.6)
+    paper.main(["--out", str(tmp_path), "--seeds", "0", "1", "--tables", "main", "n", "broader"])
+    printed = capsys.readouterr().out
+    assert printed.split("### The main table\n\n")[1].startswith("""\
+| | fine-grained C / S / **HM** | very fine-grained C / S / **HM** | the paper's fine-grained HM |
+|---|---|---|---|
+| base | 0.600 / 0.500 / **0.600** | 0.500 / 0.500 / **0.500** | 0.790 |
+| SpeciaRL | 0.750 / 0.500 / **0.750** ± 0.050 | 0.650 / 0.500 / **0.650** ± 0.050 | 0.883 |
+| best of 64 | 0.900 / 0.800 / **0.850** | 0.900 / 0.800 / **0.850** | 0.933 |
+""")
+    assert "| N = 10 | 0.750 / 0.500 / **0.750** ± 0.050 | 0.650 / 0.500 / **0.650** ± 0.050 |\n" in printed
+    assert printed.endswith("| | fine-grained: text inclusion | very fine-grained: text inclusion |\n"
+                            "|---|---|---|\n| base | 0.300 | 0.250 |\n\n")
+
+
+@pytest.mark.parametrize("made_by, line", [
+    ({"limit": 5}, "base.json was made with --limit 5, not None: give another --out"),
+    ({"judge": "J"}, "base.json was made with --judge J, not meta-llama/Llama-3.1-8B-Instruct: give another"),
+    ({"max_new_tokens": 512}, "base.json was made with --max-new-tokens 512, not 2048: give another --out")])
+def test_figures_of_another_command_are_refused(tmp_path, made_by, line):
+    figures(tmp_path, "base", 0.6, **made_by)
+    with pytest.raises(SystemExit, match=line):
+        paper.main(["--out", str(tmp_path), "--tables", "main"])
+    (tmp_path / "base.json").write_text("[]")
+    with pytest.raises(SystemExit, match="^paper.py: .*base.json holds no figures of evaluate.py"):
+        paper.main(["--out", str(tmp_path), "--tables", "main"])
 
 
 # ---- all of it, run
@@ -349,32 +406,42 @@ def in_less_time(monkeypatch):
 @pytest.mark.usefixtures("in_less_time")
 def test_every_command_runs(tmp_path, checkpoint, encoder, judge_folder, monkeypatch, capsys):
     """Format-exact trees of all six sets, small checkpoints, one step: every training and evaluation of every
-    table, and the tables. One command fails the first time; a training is killed in its only step. The same
-    command goes on, and runs nothing twice."""
+    table, and the tables. One training is stopped in its step: the same command goes on, and runs nothing
+    twice."""
     argv = small(tmp_path, checkpoint, encoder, judge_folder)
     commands = all_commands(paper.read_arguments(argv))
     ran = []
 
     def execute(words):
         ran.append(words)
-        if len(ran) == 3:
-            return 1
-        return in_this_process(words)
+        if len(ran) != 3:
+            return in_this_process(words)
+        with monkeypatch.context() as patch:
+            patch.setattr(sft, "update", interrupted)
+            return in_this_process(words)
+
+    def interrupted(*args, **settings):
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(paper, "execute", execute)
     with pytest.raises(SystemExit) as stopped:
         paper.main([*argv, "--run"])
-    assert stopped.value.code == ("paper.py: this command failed, what is done is kept: "
-                                  + commands[2].shown())
-    assert [words for words in ran] == [command.words for command in commands[:3]]
+    assert stopped.value.code == ("paper.py: this command ended with status 1, what is done is kept: "
+                                  + commands[2].shown().replace("--resume", "--out"))
+    assert ran == [command.words for command in commands[:3]]
 
+    # It goes on; and then other settings are refused, before anything is run.
     paper.main([*argv, "--run"])
-    assert ran[3:] == [command.words for command in commands[2:]]
-    printed = capsys.readouterr().out
-    assert "missing: 0 commands" not in printed.split("[1 of")[0]
+    resumed = [word.replace("--out", "--resume") for word in commands[2].words]
+    assert ran[3:] == [resumed, *[command.words for command in commands[3:]]]
+    other = [word.replace("--lora-rank 2", "--lora-rank 3") for word in argv]
+    with pytest.raises(SystemExit, match="^paper.py: .*/sft-seed0: a resumed run keeps its settings: "
+                                         "--lora-rank was 2, now 3$"):
+        paper.main([*other, "--run"])
 
     # Everything is there, and each table has all of its rows with figures.
-    paper.main(argv)
+    capsys.readouterr()
+    paper.main([*argv, "--run"])
     printed = capsys.readouterr().out
     assert "missing: 0 commands" in printed and "begun" not in printed and "; missing" not in printed
     assert len(ran) == len(commands) + 1
