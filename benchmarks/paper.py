@@ -35,7 +35,7 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -171,13 +171,13 @@ TITLES = {
 
 @dataclass
 class Command:
-    """One command line. words: without `python`; result: what is there once it has ended, None where only the
-    next command's says so; kind: train, sft, evaluate, measure (of stored answers) or cased."""
+    """One command line. kind: train, sft, evaluate, measure (of stored answers) or cased; words: without
+    `python`; leaves: the run's folder or the file that it writes to; result: what is there once it has ended,
+    None where only the next command's says so."""
     kind: str
     words: list[str]
+    leaves: Path
     result: Path | None
-    folder: Path | None = None  # a training's run
-    title: str = field(default="", compare=False)  # the row that names it first
 
     @property
     def there(self) -> bool:
@@ -186,7 +186,7 @@ class Command:
     @property
     def begun(self) -> bool:
         """Whether it is a training that was stopped."""
-        return self.folder is not None and not self.there and (self.folder / "config.json").exists()
+        return not self.there and (self.leaves / "config.json").exists()
 
     def to_run(self) -> list[str]:
         """Its words now. A training that has begun goes on; its settings are given again, so that train.py
@@ -228,19 +228,21 @@ def words_of(*layers: dict[str, list[str]]) -> list[str]:
     return words
 
 
-def row_commands(args, table: str, row: Row, seed: int) -> list[Command]:
-    """What a row of a table takes with one seed, in order; the last command leaves its figures."""
-    commands = []
+def chains(args, table: str, row: Row) -> list[list[Command]]:
+    """What a row of a table takes, a list of commands for each seed. They are run in order; the last one
+    leaves the row's figures."""
     if row == CASED:
-        return cased_commands(args)
-    if row.training is not None:
-        commands.append(training(args, row.training, seed))
-    commands.append(evaluation(args, row, seed))
-    if table == "broader":
-        commands.append(broader(args, row, seed))
-    for command in commands:
-        command.title = f"{table}, {row.title}"
-    return commands
+        return [cased_commands(args)]
+    made = []
+    for seed in seeds_of(args, row):
+        commands = []
+        if row.training is not None:
+            commands.append(training(args, row.training, seed))
+        commands.append(evaluation(args, row, seed))
+        if table == "broader":
+            commands.append(broader(args, row, seed))
+        made.append(commands)
+    return made
 
 
 def training(args, name: str, seed: int) -> Command:
@@ -253,23 +255,26 @@ def training(args, name: str, seed: int) -> Command:
         common["--judge"] = [args.judge]
     own = options_in(TRAININGS[name].format(quarter=max(1, args.max_new_tokens // 4)).split())
     where = {"--seed": [str(seed)], "--out": [str(folder)]}
-    program = ["-m", "baselines.sft"] if name == "sft" else ["train.py"]
-    words = program + words_of(common, own, args.train_options, where)
-    return Command("sft" if name == "sft" else "train", words, folder / "eval.json", folder)
+    options = words_of(common, own, args.train_options, where)
+    if name == "sft":
+        return Command("sft", ["-m", "baselines.sft", *options], folder, folder / "eval.json")
+    return Command("train", ["train.py", *options], folder, folder / "eval.json")
 
 
 def evaluation(args, row: Row, seed: int) -> Command:
-    options = {"--adapter": [str(args.out / f"{row.training}-seed{seed}")]} if row.training else {}
+    policy = {}
+    if row.training is not None:
+        policy["--adapter"] = [str(args.out / f"{row.training}-seed{seed}")]
     if args.model:
-        options["--model"] = [args.model]
-    options["--max-new-tokens"] = [str(args.max_new_tokens)]
+        policy["--model"] = [args.model]
+    policy["--max-new-tokens"] = [str(args.max_new_tokens)]
     own = options_in(row.options.split())
     if row.sampled:
         own["--seed"] = [str(seed)]
-    result = figures_file(args, "main", row, seed)
-    words = ["evaluate.py"] + words_of(evaluated_sets(args), options, own, judged_by(args), args.eval_options,
-                                       {"--out": [str(result)]})
-    return Command("evaluate", words, result)
+    file = figures_file(args, "main", row, seed)
+    options = words_of(evaluated_sets(args), policy, own, judged_by(args), args.eval_options,
+                       {"--out": [str(file)]})
+    return Command("evaluate", ["evaluate.py", *options], file, file)
 
 
 def broader(args, row: Row, seed: int) -> Command:
@@ -279,21 +284,21 @@ def broader(args, row: Row, seed: int) -> Command:
     return measuring(args, answers, scores, figures_file(args, "broader", row, seed))
 
 
-def measuring(args, answers: Path, scores: dict[str, list[str]], result: Path, title: str = "") -> Command:
+def measuring(args, answers: Path, scores: dict[str, list[str]], file: Path) -> Command:
     """Stored answers, judged and measured. Of the user's options those of the judge mean something here."""
-    options = {name: values for name, values in args.eval_options.items() if name.startswith("--judge")}
-    words = ["evaluate.py"] + words_of({"--answers": [str(answers)]}, evaluated_sets(args), judged_by(args),
-                                       scores, options, {"--out": [str(result)]})
-    return Command("measure", words, result, title=title)
+    of_the_judge = {name: values for name, values in args.eval_options.items() if name.startswith("--judge")}
+    options = words_of({"--answers": [str(answers)]}, evaluated_sets(args), judged_by(args), scores,
+                       of_the_judge, {"--out": [str(file)]})
+    return Command("measure", ["evaluate.py", *options], file, file)
 
 
 def cased_commands(args) -> list[Command]:
     """CaSED's answers, and their figures as stored answers."""
     answers = args.out / "cased-answers.jsonl"
-    own = {"--captions": [args.captions], "--out": [str(answers)]}
-    words = ["-m", "baselines.cased"] + words_of(evaluated_sets(args), args.cased_options, own)
-    return [Command("cased", words, None, title="main, CaSED"),
-            measuring(args, answers, {}, args.out / "cased.json", title="main, CaSED")]
+    options = words_of(evaluated_sets(args), args.cased_options,
+                       {"--captions": [args.captions], "--out": [str(answers)]})
+    return [Command("cased", ["-m", "baselines.cased", *options], answers, None),
+            measuring(args, answers, {}, args.out / "cased.json")]
 
 
 def evaluated_sets(args) -> dict[str, list[str]]:
@@ -329,10 +334,8 @@ def missing_commands(args) -> list[Command]:
     missing = []
     for table in args.tables:
         for row in rows_of(args, table):
-            for seed in seeds_of(args, row):
-                for command in needed(row_commands(args, table, row, seed)):
-                    if command not in missing:
-                        missing.append(command)
+            for commands in chains(args, table, row):
+                missing += [command for command in needed(commands) if command not in missing]
     return missing
 
 
@@ -345,6 +348,67 @@ def needed(commands: list[Command]) -> list[Command]:
             break
         rest.insert(0, command)
     return rest
+
+
+# ------------------------------------------------------------------------------------------------------------
+# A command as its own program reads it
+
+# What decides an evaluation's figures, of its options.
+DECIDING = ("data", "root", "protocol", "limit", "judge", "prompt", "n", "temperature", "top_p", "seed",
+            "max_new_tokens", "embedder", "language_inclusion")
+
+
+def config_of(command: Command) -> train.Config:
+    """A training's settings as its program reads them. Raises ValueError, also where a run in its folder has
+    others."""
+    words = command.words[1:]
+    parse_config = train.parse_config
+    if command.kind == "sft":
+        words = command.words[2:]  # behind -m and the module
+        parse_config = sft.parse_config
+    if (command.leaves / "config.json").exists():
+        words[words.index("--out")] = "--resume"
+    try:
+        config, _ = parse_config(words)
+    except ValueError as error:
+        raise ValueError(f"{command.leaves}: {first_line(error)}") from None
+    return config
+
+
+def evaluation_options(command: Command) -> argparse.Namespace:
+    """An evaluation's options as evaluate.py reads them. Raises ValueError, also where its figures are there
+    and were made by others."""
+    options = evaluate.parser().parse_args(command.words[1:])
+    evaluate.check_options(options)
+    if command.there:
+        refuse_other_figures(command.result, options)
+    return options
+
+
+def refuse_other_figures(file: Path, options: argparse.Namespace) -> None:
+    """Raises ValueError where the figures in a file are another command's."""
+    made_by = read_document(file)["arguments"]
+    wanted = dict(vars(options))
+    wanted["judge"] = judge_label(options.judge[0])
+    if options.answers:
+        wanted["judge"] = [wanted["judge"]]  # of several, there
+    for name in DECIDING:
+        # what is left open here stands decided there
+        left_open = wanted.get(name) is None and name in ("temperature", "max_new_tokens")
+        if name in made_by and name in wanted and not left_open and made_by[name] != wanted[name]:
+            raise ValueError(f"{file} was made with {flag(name)} {made_by[name]}, not {wanted[name]}: give "
+                             "another --out")
+
+
+def read_document(file: Path) -> dict:
+    """A figures' file of evaluate.py. Raises ValueError for anything else."""
+    try:
+        document = json.loads(file.read_text("utf-8"))
+        if not document["arguments"] or not document["results"]:
+            raise ValueError("it is empty")
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{file} holds no figures of evaluate.py ({first_line(error)})") from None
+    return document
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -372,10 +436,6 @@ FREE_BYTES = 42e9
 TOKEN_BYTES = 59_000
 QUESTION_TOKENS = 60
 TOKEN_PIXELS = 28 * 28      # of an image
-
-# What decides an evaluation's figures, of its options.
-DECIDING = ("data", "root", "protocol", "limit", "judge", "prompt", "n", "temperature", "top_p", "seed",
-            "max_new_tokens", "embedder", "language_inclusion")
 
 TRAINING_IMAGES = {"cub": 5994, "flowers": 4093, "food": 50500, "pets": 2944, "cars": 8144, "aircraft": 3334}
 TEST_IMAGES = {"flowers": 2463, "food": 30300, "pets": 3669, "cars": 8041, "aircraft": 3333}
@@ -493,84 +553,35 @@ def relative_size(name: str, max_pixels: int | None) -> float:
     return min(pixels, max_pixels or pixels) / CUB_PIXELS
 
 
-def config_of(command: Command) -> train.Config:
-    """A training's settings as its program reads them. Raises ValueError, also where a run in its folder has
-    others."""
-    words = command.words[1:]
-    parse_config = train.parse_config
-    if command.kind == "sft":
-        words = command.words[2:]  # behind -m and the module
-        parse_config = sft.parse_config
-    if (command.folder / "config.json").exists():
-        words[words.index("--out")] = "--resume"
-    try:
-        config, _ = parse_config(words)
-    except ValueError as error:
-        raise ValueError(f"{command.folder}: {first_line(error)}") from None
-    return config
-
-
-def evaluation_options(command: Command) -> argparse.Namespace:
-    """An evaluation's options as evaluate.py reads them. Raises ValueError, also where its figures are there
-    and were made by others."""
-    options = evaluate.parser().parse_args(command.words[1:])
-    evaluate.check_options(options)
-    if command.there:
-        refuse_other_figures(command.result, options)
-    return options
-
-
-def refuse_other_figures(file: Path, options: argparse.Namespace) -> None:
-    """Raises ValueError where the figures in a file are another command's."""
-    made_by = read_document(file)["arguments"]
-    wanted = dict(vars(options))
-    wanted["judge"] = judge_label(options.judge[0])
-    if options.answers:
-        wanted["judge"] = [wanted["judge"]]  # of several, there
-    for name in DECIDING:
-        # what is left open here stands decided there
-        left_open = wanted.get(name) is None and name in ("temperature", "max_new_tokens")
-        if name in made_by and name in wanted and not left_open and made_by[name] != wanted[name]:
-            raise ValueError(f"{file} was made with {flag(name)} {made_by[name]}, not {wanted[name]}: give "
-                             "another --out")
-
-
-def read_document(file: Path) -> dict:
-    """A figures' file of evaluate.py. Raises ValueError for anything else."""
-    try:
-        document = json.loads(file.read_text("utf-8"))
-        if not document["arguments"] or not document["results"]:
-            raise ValueError("it is empty")
-    except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{file} holds no figures of evaluate.py ({first_line(error)})") from None
-    return document
-
-
 # ------------------------------------------------------------------------------------------------------------
 # Printing and running
 
 
 def print_commands(args) -> None:
-    """The script: a row's commands below its title, those of another row named where it was."""
+    """The script: a row's commands below its title, those of another row named where they were."""
     missing = missing_commands(args)
-    named = []
+    named = {}  # where a result was named first
     for table in args.tables:
         print(f"\n# ---- {TITLES[table]} (--tables {table})")
         for row in rows_of(args, table):
             print(f"\n# {row.title}")
-            for seed in seeds_of(args, row):
-                for command in row_commands(args, table, row, seed):
-                    if command in named:
-                        first = named[named.index(command)]
-                        print(f"# as in {first.title}: {command.folder or command.words[-1]}")
-                        continue
-                    named.append(command)
-                    cost = hours_text(hours(command, args.answer_tokens))
-                    print(f"# {cost}; {state(command, missing)}")
-                    print(command.shown())
+            for commands in chains(args, table, row):
+                for command in commands:
+                    print_command(args, command, missing, named, f"{table}, {row.title}")
         if table == "main" and not args.captions:
             print("\n# CaSED: give --captions FILE")
     print(f"\n# {left_line(missing, args.answer_tokens)}")
+
+
+def print_command(args, command: Command, missing: list[Command], named: dict[Path, str],
+                  title: str) -> None:
+    """Its hours, its state and its words; or, where it was named before, by which row. title: of this row."""
+    if command.leaves in named:
+        print(f"# as in {named[command.leaves]}: {command.leaves}")
+        return
+    named[command.leaves] = title
+    print(f"# {hours_text(hours(command, args.answer_tokens))}; {state(command, missing)}")
+    print(command.shown())
 
 
 def state(command: Command, missing: list[Command]) -> str:

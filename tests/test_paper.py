@@ -114,7 +114,7 @@ def test_trainings_are_the_releases(tmp_path):
         if command.kind not in ("train", "sft"):
             continue
         config = vars(paper.config_of(command))
-        name = command.folder.name.removesuffix("-seed0")
+        name = command.leaves.name.removesuffix("-seed0")
         found[name] = {key: value for key, value in config.items()
                        if key != "out" and value != vars(main)[key]}
     assert found.pop("speciarl") == {}
@@ -242,6 +242,22 @@ def test_an_evaluations_hours_by_hand(tmp_path):
     assert paper.hours(direct, 150)[0] * 3600 == pytest.approx(by_hand)
     further = next(c for c in all_commands(args) if "broader" in str(c.result))
     assert paper.hours(further, 150) is None
+
+
+def test_paper_md_says_what_it_computes(tmp_path):
+    """Each table's trainings and hours, alone and all together."""
+    page = (paper.ROOT / "docs/paper.md").read_text()
+    for tables in [*[[name] for name in paper.TABLES], list(paper.TABLES)]:
+        commands = all_commands(arguments("--out", str(tmp_path), "--tables", *tables))
+        costs = [cost for cost in (paper.hours(command, 150) for command in commands) if cost]
+        expected, most = [paper.amount(sum(numbers)) for numbers in zip(*costs)]
+        trainings = sum(command.kind in ("train", "sft") for command in commands)
+        title = f"`{tables[0]}`" if len(tables) == 1 else "all of them"
+        line = next(line for line in page.splitlines() if line.startswith(f"| {title} |"))
+        _, _, _, said, hours, at_most, _ = [cell.strip() for cell in line.split("|")]
+        said = said.removeprefix("the same ")
+        hours = hours.removesuffix(" and what is not measured")
+        assert (int(said), hours, at_most) == (trainings, expected, most), title
 
 
 # ---- what is there
@@ -439,9 +455,9 @@ def test_every_command_runs(tmp_path, checkpoint, encoder, judge_folder, monkeyp
                                          "--lora-rank was 2, now 3$"):
         paper.main([*other, "--run"])
 
-    # Everything is there, and each table has all of its rows with figures.
+    # Everything is there, whatever memory is given now, and each table has all of its rows with figures.
     capsys.readouterr()
-    paper.main([*argv, "--run"])
+    paper.main([*[word.replace("--micro-batch 1", "--micro-batch 2") for word in argv], "--run"])
     printed = capsys.readouterr().out
     assert "missing: 0 commands" in printed and "begun" not in printed and "; missing" not in printed
     assert len(ran) == len(commands) + 1
