@@ -465,9 +465,8 @@ def training_seconds(config: train.Config, answer_tokens: int, runs_on: bool) ->
     names = config.data.split(",")
     if any(name not in TRAINING_IMAGES for name in names):
         return None
-    if config.prompt == "direct":
-        answer_tokens = DIRECT_TOKENS
-    longest = config.max_new_tokens if runs_on else answer_tokens
+    tokens = mean_length(config.prompt, answer_tokens, config.max_new_tokens)
+    longest = config.max_new_tokens if runs_on else tokens
 
     # A release's epoch is whole steps.
     images = sum(min(TRAINING_IMAGES[name], config.limit) for name in names)
@@ -476,7 +475,7 @@ def training_seconds(config: train.Config, answer_tokens: int, runs_on: bool) ->
     if config.method == "sft":
         step = sft_step_seconds(config, size)
     else:
-        step = step_seconds(config, size, answer_tokens, longest)
+        step = step_seconds(config, size, tokens, longest)
 
     # Each set is validated before the first step and then every few; at the end it is tested before and after
     # training, greedily and at temperature 1.
@@ -521,9 +520,7 @@ def evaluation_seconds(options: argparse.Namespace, answer_tokens: int, runs_on:
         return None
     max_new_tokens = options.max_new_tokens or evaluate.DEFAULTS["max_new_tokens"]
     rows = min(options.rows, rows_that_fit(max_new_tokens, options.n, options.max_pixels))
-    longest = DIRECT_TOKENS if options.prompt == "direct" else answer_tokens
-    if runs_on:
-        longest = max_new_tokens
+    longest = max_new_tokens if runs_on else mean_length(options.prompt, answer_tokens, max_new_tokens)
 
     seconds = 0.0
     for name in names:
@@ -533,6 +530,11 @@ def evaluation_seconds(options: argparse.Namespace, answer_tokens: int, runs_on:
             size = relative_size(name, options.max_pixels)
             seconds += rollout_seconds(images, options.n, longest, rows, size)
     return seconds
+
+
+def mean_length(prompt: str, answer_tokens: int, max_new_tokens: int) -> int:
+    """Tokens of an answer: answer_tokens, unless the question forbids thoughts or no more are allowed."""
+    return min(DIRECT_TOKENS if prompt == "direct" else answer_tokens, max_new_tokens)
 
 
 def rollout_seconds(images: int, n: int, longest: int, rows: int, size: float) -> float:
