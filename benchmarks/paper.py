@@ -44,7 +44,7 @@ sys.path.insert(0, str(ROOT))
 
 import evaluate
 import train
-from baselines import sft
+from baselines import cased, sft
 from judge import judge_label
 from support.command_line import COUNT, SEED, check_value, first_line, flag
 from support.memory import LARGEST_PIXELS
@@ -448,6 +448,7 @@ def hours(command: Command, answer_tokens: int) -> tuple[float, float] | None:
         options = config_of(command)
         seconds_of = training_seconds
     elif command.kind == "cased":
+        cased.check_options(cased.parser().parse_args(command.words[2:]))
         return None
     else:
         options = evaluation_options(command)
@@ -786,6 +787,8 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         raise ValueError("--seeds names one twice")
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file")
+    if args.captions is not None and not Path(args.captions).is_file():
+        raise ValueError(f"--captions {args.captions} is no file")
     if Path.cwd() != ROOT:
         raise ValueError(f"its commands work in the repository's folder only: start it in {ROOT}")
     args.tables = list(dict.fromkeys(args.tables))

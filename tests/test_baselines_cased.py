@@ -27,6 +27,12 @@ CAPTIONS = ["a photo of a red finch", "", "red finches on a tree", "the blue sky
 def folder(tmp_path_factory):
     """A small random CLIP on disk, captions with blank lines between them, and a miniature set of birds."""
     folder = tmp_path_factory.mktemp("cased")
+    save_clip_and_captions(folder)
+    trees.cub(folder)
+    return folder
+
+
+def save_clip_and_captions(folder) -> None:
     (folder / "captions.txt").write_text("\n".join(CAPTIONS) + "\n")
     torch.manual_seed(0)
     text = dict(vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
@@ -46,8 +52,6 @@ def folder(tmp_path_factory):
                             eos_token="<end>").save_pretrained(folder / "clip")
     sizes = dict(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     CLIPImageProcessorPil(**sizes).save_pretrained(folder / "clip")
-    trees.cub(folder)
-    return folder
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import train
 import trees
 from baselines import sft
 from benchmarks import paper
+from test_baselines_cased import save_clip_and_captions
 
 TRAIN_OPTIONS = ("--steps 1 --images-per-step 2 --minibatch 1 --micro-batch 1 --lora-rank 2 --eval-every 0 "
                  "--eval-limit 1 --max-pixels 3136 --judge-cache none")
@@ -119,6 +120,23 @@ def test_trainings_are_the_releases(tmp_path):
                        if key != "out" and value != vars(main)[key]}
     assert found.pop("speciarl") == {}
     assert found == expected
+
+
+def test_cased_is_there_with_captions(tmp_path):
+    """Its answers by its own command, and their figures as stored answers; once those are there, neither."""
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a bird")
+    args = arguments("--out", str(tmp_path), "--tables", "main", "--captions", str(captions),
+                     "--cased-options", "--clip C", "--eval-options", "--rows 9 --judge-tokens 5")
+    sets = "--data flowers,food,pets,cars,aircraft --protocol coop --root DIR"
+    assert [command.shown() for command in all_commands(args)[-2:]] == [
+        f"python -m baselines.cased {sets} --clip C --captions {captions} "
+        f"--out {tmp_path}/cased-answers.jsonl",
+        f"python evaluate.py --answers {tmp_path}/cased-answers.jsonl {sets} "
+        f"--judge meta-llama/Llama-3.1-8B-Instruct --judge-tokens 5 --out {tmp_path}/cased.json"]
+    assert [paper.hours(command, 150) is None for command in all_commands(args)[-2:]] == [True, False]
+    figures(tmp_path, "cased", 0.5)
+    assert all_commands(args)[-1].result.name == "best-of-64-seed0.json"
 
 
 def test_every_evaluation_parses_and_is_never_on_what_was_trained_on(tmp_path):
@@ -295,6 +313,7 @@ def test_a_training_that_was_stopped_goes_on(tmp_path):
     (["--train-options", "3"], "paper.py: --train-options: an option starts with --, got '3'"),
     (["--eval-options", "'"], "paper.py: --eval-options: No closing quotation"),
     (["--train-options", "--n 1"], "paper.py: runs/paper/sft-seed0: --n must be at least 2"),
+    (["--captions", "nowhere.txt"], "paper.py: --captions nowhere.txt is no file"),
     (["--limit", "0"], "paper.py: --limit must be at least 1"),
     (["--seeds", "1", "1"], "paper.py: --seeds names one twice"),
     (["--out", __file__], "is a file")])
@@ -391,9 +410,11 @@ def in_this_process(words: list[str]) -> int:
 def small(tmp_path, checkpoint, encoder, judge_folder) -> list[str]:
     """The command line at the size of the miniature trees."""
     tree = str(trees.all_sets(tmp_path))
+    save_clip_and_captions(tmp_path)
     return ["--root", str(tmp_path), "--out", str(tmp_path / "out"), "--model", str(checkpoint),
             "--judge", tree, "--eval-judge", tree, "--max-new-tokens", "16", "--limit", "1",
             "--embedder", str(encoder), "--language-inclusion", str(judge_folder),
+            "--captions", str(tmp_path / "captions.txt"), "--cased-options", f"--clip {tmp_path / 'clip'}",
             "--train-options", TRAIN_OPTIONS, "--eval-options", EVALUATION_OPTIONS]
 
 
@@ -464,5 +485,7 @@ def test_every_command_runs(tmp_path, checkpoint, encoder, judge_folder, monkeyp
     for table, rows in paper.TABLES.items():
         block = printed.split(f"### {paper.TITLES[table]}\n\n")[1].split("\n\n")[0].splitlines()
         shown = {line.split(" | ")[0].removeprefix("| "): line for line in block[2:]}
-        assert list(shown) == [row.title for row in rows if row != paper.CASED]
-        assert not any(" - |" in line and table != "main" for line in shown.values())
+        assert list(shown) == [row.title for row in rows]
+        shown.pop("CaSED", "")  # it has no figure of the paper's here
+        assert not any(" - |" in line for line in shown.values())
+    assert "| CaSED | 0." in printed
