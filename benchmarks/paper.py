@@ -4,11 +4,10 @@
     python benchmarks/paper.py --root DIR --out runs/paper --tables main n     a part of them
     python benchmarks/paper.py --root DIR --out runs/paper --run               run them, one after another
 
-It works from the repository's folder. What it prints is a shell script: the commands as they are run
-(`python` stands for the interpreter that runs this), and comments around them. With --run what is there
-already is skipped, a training that was stopped goes on with --resume, and so does a stopped evaluation. A
-command that fails ends it in one line, and what is done is kept. The tables follow, with the figures that are
-there.
+It works from the repository's folder. First it prints a shell script: the commands as they are run (`python`
+stands for the interpreter that runs this), and comments around them. With --run what is there already is
+skipped, a training that was stopped goes on with --resume, and so does a stopped evaluation. A command that
+fails ends it in one line, and what is done is kept. The tables come last, with the figures that are there.
 
 A row of a table is a training, if it has one, and its evaluation on the five sets that the main training
 never sees, by another judge than the training's. Rows that share a training or an evaluation share its run.
