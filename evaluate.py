@@ -42,7 +42,7 @@ from judge import WHOLE_NAME, Judge, add_arguments, judge_groups, judge_label, n
 from judges.audit import read_audit
 from lora import adapters_off
 from metrics import JudgeErrors, Tally, merge
-from policy import Policy
+from policy import Policy, split_images
 from rollout import PROMPTS, Group, sample
 from support.answers import (answer_record, answers_file, append_answers, lock_answers, stored_answers,
                              weights_hash)
@@ -50,7 +50,7 @@ from support.command_line import (ANSWERS, COUNT, FROM_0, REQUESTS, SECONDS, SEE
                                   TOKENS, TOP_P, check_value, first_line, flag)
 from support.files import write_json
 from support.judging import audited, errors_line, prompt_texts, trusted_batches
-from support.memory import rows_at_a_time
+from support.memory import PLANNED_PIXELS, rows_at_a_time
 from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, ImagesUnreadable, JudgeFailed, adapter_folder,
                              base_models, choose_model, is_toy, is_toy_model, load_judge, load_policy,
                              question_for, require_readable, trust)
@@ -63,6 +63,13 @@ from toy import captions
 # Where the command line does not say. The tokens are the release's; the embedded world needs less.
 DEFAULTS = {"judge": JUDGE, "max_new_tokens": 2048}
 TOY_DEFAULTS = {"judge": "taxonomy", "max_new_tokens": 16}
+
+PICTURES = 16    # of --image that are answered at a time
+FEW_IMAGES = 32  # whose prompts take next to no memory
+
+# What stands above a table of lmms-owc's question.
+WHOLE_REPLIES = ("answers are whole replies: the judge's rules take long ones and those that say several "
+                 "names for wrong; what compares are the scores without a judge")
 
 # The question of --choose.
 CHOICE = """{question}
@@ -119,14 +126,16 @@ def answer_in_batches(policy: Policy, judge: Judge, examples: list[data.Example]
             end = (first // images_per_batch + 1) * images_per_batch
             batch = examples[first:end]
 
-            # rollout: n answers to each image that can be read
+            # rollout: n answers to each image that can be read; very large ones are answered fewer at a time
             readable, images, unreadable = data.read_images(batch)
+            ids = [example.id for example in readable]
             groups = []
-            if images:
-                ids = [example.id for example in readable]
-                groups = sample(policy, images, ids, question, n=n, seed=seed, stream="evaluate",
-                                temperature=temperature, max_new_tokens=max_new_tokens, max_rows=rows,
-                                top_p=top_p)
+            most_pixels = max(images_per_batch, FEW_IMAGES) * PLANNED_PIXELS
+            for some in split_images(images, len(batch), most_pixels, policy.max_pixels):
+                some_ids = ids[len(groups):len(groups) + len(some)]
+                groups += sample(policy, some, some_ids, question, n=n, seed=seed, stream="evaluate",
+                                 temperature=temperature, max_new_tokens=max_new_tokens, max_rows=rows,
+                                 top_p=top_p)
 
             # judge: a category for each answer
             truths = [example.label for example in readable]
@@ -225,10 +234,15 @@ def answer_pictures(policy: Policy, paths: list[str], question: str, n: int, tem
                     max_new_tokens: int, seed: int, top_p: float = 1.0) -> None:
     """Prints the greedy answer to each picture, then, for n > 1, what n sampled answers say, the most
     frequent first. Raises OSError where none of the pictures can be read."""
-    examples = [data.Example(path, "", "", partial(data.read_image, path)) for path in paths]
-    readable, images, unreadable = data.read_images(examples)
-    ids = [example.id for example in readable]
-    if images:
+    unreadable = []
+    for start in range(0, len(paths), PICTURES):
+        some = [data.Example(path, "", "", partial(data.read_image, path))
+                for path in paths[start:start + PICTURES]]
+        readable, images, lines = data.read_images(some)
+        unreadable += lines
+        if not images:
+            continue
+        ids = [example.id for example in readable]
         greedy = sample(policy, images, ids, question, n=1, temperature=0.0, max_new_tokens=max_new_tokens,
                         seed=seed)
         sampled = [None] * len(images)
@@ -240,7 +254,7 @@ def answer_pictures(policy: Policy, paths: list[str], question: str, n: int, tem
 
     for line in unreadable:
         print(line, file=sys.stderr)
-    if not images:
+    if len(unreadable) == len(paths):
         raise OSError("none of the pictures could be read")
 
 
@@ -278,7 +292,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--adapter", nargs="+", default=["none"], metavar="DIR",
                    help="adapters or runs, compared with the first; none = the base (default)")
     p.add_argument("--prompt", default="base",
-                   help=f"the question: {', '.join(PROMPTS)}, or a text file; in the embedded world "
+                   help=f"the question: {', '.join(PROMPTS)}, or a text file (direct: no thinking; owc: "
+                        "lmms-owc's, answered by the whole reply); in the embedded world "
                         f"{', '.join(captions.PROMPTS)} (default: base)")
     p.add_argument("--n", type=int, default=1,
                    help="answers an image (default: 1); above 1 with the best of 1, 2, 4, ...")
@@ -343,6 +358,8 @@ def check_options(args) -> None:
         check_value("temperature", args.temperature, TEMPERATURE)
     check_value("top_p", args.top_p, TOP_P)
 
+    if args.language_inclusion and args.language_inclusion.startswith(("http://", "https://")):
+        raise ValueError("--language-inclusion takes a chat model's folder or hub name, no server")
     if args.choose and args.n < 2:
         raise ValueError("--choose chooses among several answers: give --n 2 or more")
 
@@ -367,7 +384,10 @@ def check_options(args) -> None:
         needing_data = ("out", "limit", "embedder", "language_inclusion", "choose", "audit")
         idle = [flag(name) for name in needing_data if getattr(args, name)]
         if idle:
-            raise ValueError(f"--image only prints answers: {' and '.join(idle)} need --data")
+            raise ValueError(f"--image only prints answers: give --data for {' and '.join(idle)}")
+        if args.n == 1 and (args.temperature or args.top_p < 1):
+            raise ValueError("--image prints the greedy answer: a temperature and top_p are of the answers "
+                             "beside it, give --n 2 or more")
     if args.judge and len(args.judge) > 1:
         raise ValueError("several judges are compared on answers that are stored: answer once, with one "
                          "--judge and --out FILE.json, then give --answers FILE.jsonl and every --judge")
@@ -386,7 +406,7 @@ def refuse_idle_with_answers(args) -> None:
         raise ValueError(f"--answers judges what is stored: {' and '.join(idle)} would do nothing")
     idle = [flag(name) for name in given if name in of_the_data]
     if idle and not args.data:
-        raise ValueError(f"--answers takes the images from its files: {' and '.join(idle)} need --data")
+        raise ValueError(f"--answers takes the images from its files: give --data for {' and '.join(idle)}")
 
 
 def resolve(args) -> Command:
@@ -406,6 +426,9 @@ def resolve(args) -> Command:
     question = question_for(args.prompt, ["toy"] if toy else ["real"])
     if args.choose and toy:
         raise ValueError("--choose needs words that the embedded world's policy lacks: leave it out")
+    if args.choose and question == PROMPTS["owc"]:
+        raise ValueError("--choose lists answers between tags, which the prompt owc does not ask for: leave "
+                         "one of them out")
 
     # decoding: greedy, unless there are several answers an image
     temperature = args.temperature
@@ -522,7 +545,7 @@ def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
                 lock) -> None:
     """Answers what the tallies lack, judges it, keeps it in the file if there is one, and tallies it. judge:
     None where it is not yet loaded."""
-    scorers = {}
+    scorers = None
     rows = None  # answers at a time
     begun = any(tally.groups for by_name in tallies.values() for tally in by_name.values())
     for adapter in command.adapters:
@@ -534,12 +557,13 @@ def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
                 continue
 
             # Loaded when they are first needed: where nothing is left to answer, not even the model is.
+            if scorers is None:
+                scorers = load_scorers(args, "cuda" if torch.cuda.is_available() else "cpu")
             if policy is None:
                 policy = open_policy(args, command, adapter)
             if judge is None:
                 judge = load_judge(command.judge, args, policy.device)
             if rows is None:
-                scorers = load_scorers(args, policy.device)
                 rows = rows_at_a_time(policy, judge, command.question, args.n, max(1, args.rows // args.n),
                                       command.max_new_tokens, command.max_pixels, most=args.rows,
                                       beside=scorers.get("language_inclusion"))
@@ -590,6 +614,8 @@ def print_results(args, command: Command, results: dict[str, dict[str, dict]],
         how = "greedy"
     print(f"{command.model}, prompt {args.prompt!r}, {how}, judge {judge_label(command.judge)}, "
           f"{args.split} images")
+    if command.question == PROMPTS["owc"]:
+        print(WHOLE_REPLIES)
     if errors is not None:
         print(errors_line(args.audit, errors))
     print()

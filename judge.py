@@ -1028,7 +1028,7 @@ class LLMJudge(BaseJudge):
 
     def __init__(self, model, tokenizer, prompt: str | None = None, name: str = ""):
         if not getattr(tokenizer, "chat_template", None):
-            raise ValueError("the judge needs a chat model: this tokenizer has no chat template")
+            raise ValueError("it takes a chat model: this tokenizer has no chat template")
         self.model = model.eval()
         self.tokenizer = tokenizer
         if not prompt:
@@ -1056,7 +1056,7 @@ class LLMJudge(BaseJudge):
         return verdicts
 
     def logprobs(self, pairs: Sequence[Pair]):
-        """(len(pairs), 6) float32: log-probability of each category's first token; pairs normalised."""
+        """(len(pairs), 6) float32, a column a label: log-probability of its first token; pairs normalised."""
         import torch
         rows = []
         for pair in pairs:
@@ -1066,7 +1066,7 @@ class LLMJudge(BaseJudge):
                 output = self.model(input_ids=tokens, use_cache=False, logits_to_keep=1)
             logits = output.logits[0, -1]  # (V,)
 
-            # Of the whole vocabulary, the six tokens that begin a category.
+            # Of the whole vocabulary, the tokens that begin a label.
             logprobs = logits.float().log_softmax(-1)  # (V,)
             rows.append(logprobs[self.first_tokens].cpu())  # (6,)
         return torch.stack(rows)

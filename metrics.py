@@ -458,7 +458,7 @@ def concepts(answer: str) -> list[str]:
     """The pieces of an answer that lie between its punctuation and its function words, in lower case, each
     once, and then the whole answer."""
     pieces = []
-    for part in re.split(r"[^\w\s'&/-]", answer.lower()):
+    for part in re.split(r"[^\w\s'’&/-]", answer.lower()):
         words = []
         for word in [*part.split(), "a"]:  # a last function word closes the last piece
             if word not in BETWEEN_CONCEPTS:

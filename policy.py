@@ -62,6 +62,8 @@ class Policy:
     name: str = ""
     shared: bool = True  # completions are scored on top of their prompt's keys and values
     rows: int | None = None  # answers that can be decoded at a time, once memory has run out
+    max_pixels: int | None = None      # larger images are scaled down
+    planned_prompt: int | None = None  # tokens of a prompt, where memory is reckoned with (support/memory.py)
 
     @property
     def tokenizer(self):
@@ -82,6 +84,7 @@ def load(name: str, device="cpu", dtype=torch.float32, max_pixels: int | None = 
     try_picture(policy)
     if max_pixels is not None:
         limit_pixels(processor.image_processor, max_pixels)
+    policy.max_pixels = max_pixels
     return policy
 
 
@@ -152,18 +155,20 @@ def encode(policy: Policy, images: list, question: str) -> list[Prompt]:
     what is made here serves rollout, reference and update. Raises ValueError for an image no patch grid fits
     (an aspect ratio above 200)."""
     prompts = []
-    for some in split_images(images):
+    for some in split_images(images, IMAGES_AT_ONCE, PIXELS_AT_ONCE, policy.max_pixels):
         prompts += encode_together(policy, some, question)
     return prompts
 
 
-def split_images(images: list) -> Iterator[list]:
-    """The images in lists, in order, each as long as the bounds on the vision tower's memory allow."""
+def split_images(images: list, most: int, most_pixels: int, max_pixels: int | None = None) -> Iterator[list]:
+    """The images in lists, in order: at most so many, and of so many pixels together, but one whatever its
+    size. max_pixels: an image counts as no more, since it is scaled down."""
     some = []
     pixels = 0
     for image in images:
         own = image.width * image.height
-        if some and (len(some) == IMAGES_AT_ONCE or pixels + own > PIXELS_AT_ONCE):
+        own = min(own, max_pixels or own)
+        if some and (len(some) == most or pixels + own > most_pixels):
             yield some
             some = []
             pixels = 0

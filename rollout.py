@@ -15,10 +15,12 @@ Where this departs from the official release:
 1. Hugging Face `generate` in this process instead of a vLLM server; the questions are in our own words.
 2. Control and image tokens are never sampled (there, one sampled image token ends the run) and have no share
    in the scored distribution either: what is scored is what was sampled.
-3. An answer is searched outside closed <think> blocks: a name that is only thought is not given.
+3. An answer is searched outside closed <think> blocks: a name that is only thought is not given. lmms-owc's
+   question asks for no tags: its answer is the rest of the reply.
 """
 
 import hashlib
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,20 +32,20 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
-from judge import parse_answer
+from judge import closed_blocks, parse_answer
 from lora import cast_adapters
 from policy import Policy, Prompt, decoder_inputs, encode
 from support.shared_prompt_cache import EndedRows, SharedPromptCache, shared_prompt_attention
 
 # Bounds on the memory of the prompts' forward: how many, and their tokens when they are padded.
 PROMPTS_AT_ONCE = 32
-PROMPT_TOKENS_AT_ONCE = 32 * 2048
-LONG_PROMPT = 2560         # tokens: more than a picture of the published sets takes
+PROMPT_TOKENS_AT_ONCE = 32 * 640
 SAMPLER_BYTES = 256 << 20  # a bound on the sampler's temporaries
 
 # ------------------------------------------------------------------------------------------------------------
 # The question
 
+ANY_TAG = re.compile("</?(?:think|answer)>", re.IGNORECASE)
 QUESTION = "Classify the main subject of this picture: what is it?"
 THINK = "Think about it first, between <think> and </think>."
 ANSWER = "Then give nothing but its name between <answer> and </answer>"
@@ -71,13 +73,21 @@ PROMPTS = {
 
 
 def read_answer(text: str, question: str) -> str | None:
-    """The answer in a completion: what its answer tags hold, by `parse_answer`. Where the question asks for
-    no tags, lmms-owc's, and the completion has none, the whole of it."""
+    """The answer in a completion: what its answer tags hold, by `parse_answer`. To lmms-owc's question, which
+    asks for no tags, also the whole reply without its closed thoughts; none where a tag is left in it."""
     answer = parse_answer(text)
-    if answer is None and question == PROMPTS["owc"] and "<answer>" not in text:
-        is_said = any(character.isalnum() for character in text)
-        return text.strip() if is_said else None
-    return answer
+    if answer is not None or question != PROMPTS["owc"]:
+        return answer
+    reply = ""
+    place = 0
+    for block, start, end in closed_blocks(text):
+        if block == "think":
+            reply += text[place:start]
+            place = end
+    reply = (reply + text[place:]).strip()
+    is_cut = ANY_TAG.search(reply) is not None
+    says_something = any(character.isalnum() for character in reply)
+    return reply if says_something and not is_cut else None
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -128,7 +138,7 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
     has_halved = False
     while queue:
         # A round: as many rows as may be decoded at a time.
-        rows = next_round(queue, prompts, n, max_rows, policy.shared)
+        rows = next_round(queue, prompts, n, max_rows, max_new_tokens, policy)
         row_prompts = [prompts[i] for i, _ in rows]
 
         # Random numbers: every row's own.
@@ -171,24 +181,26 @@ def rows_by_prompt_length(prompts: list[Prompt], n: int) -> list[tuple[int, int]
 
 
 def next_round(queue: list[tuple[int, int]], prompts: list[Prompt], n: int, max_rows: int,
-               shared: bool) -> list[tuple[int, int]]:
+               max_new_tokens: int, policy: Policy) -> list[tuple[int, int]]:
     """The queue's first rows, at most max_rows. Where prompts can't be shared: of the first image alone."""
     rows = queue[:max_rows]
-    if not shared:
+    if not policy.shared:
         first, _ = queue[0]
         return [(i, k) for i, k in rows if i == first]
+    if policy.planned_prompt is None:
+        return rows
 
-    # Prompts are kept padded to the longest of the round, the last. Where images are very large, they take
-    # the room of as many long prompts as max_rows stands for, and no more.
-    room = max(1, max_rows // n) * LONG_PROMPT  # tokens
+    # max_rows was reckoned for prompts of a certain length. Where images are larger, fewer rows come to as
+    # many tokens: their own, and each image's prompt, padded to the round's longest, which is the last.
+    room = max_rows * max_new_tokens + max(1, max_rows // n) * policy.planned_prompt
     images = 0  # of the round so far
     last = None
     for place, (i, _) in enumerate(rows):
-        if i == last:
-            continue
-        last = i
-        images += 1
-        if images > 1 and images * len(prompts[i]) > room:
+        if i != last:
+            images += 1
+            last = i
+        tokens = (place + 1) * max_new_tokens + images * len(prompts[i])
+        if images > 1 and tokens > room:
             return rows[:place]
     return rows
 

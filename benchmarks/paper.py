@@ -46,7 +46,7 @@ import train
 from baselines import cased, sft
 from judge import judge_label
 from support.command_line import COUNT, SEED, check_value, first_line, flag
-from support.memory import LARGEST_PIXELS
+from support.memory import PLANNED_PIXELS
 
 # ------------------------------------------------------------------------------------------------------------
 # What the paper runs
@@ -528,8 +528,23 @@ def evaluation_seconds(options: argparse.Namespace, answer_tokens: int, runs_on:
         seconds += images * options.n * JUDGED
         if not options.answers:
             size = relative_size(name, options.max_pixels)
-            seconds += rollout_seconds(images, options.n, longest, rows, size)
+            seconds += rollout_seconds(images, options.n, longest, fewer_rows(rows, name, options), size)
     return seconds
+
+
+def fewer_rows(rows: int, name: str, options: argparse.Namespace) -> float:
+    """Answers at a time of a set whose pictures are larger than memory is reckoned with: they share the room
+    of smaller ones."""
+    if options.max_pixels or name not in PIXELS:
+        return rows
+    max_new_tokens = options.max_new_tokens or evaluate.DEFAULTS["max_new_tokens"]
+    planned = QUESTION_TOKENS + PLANNED_PIXELS / TOKEN_PIXELS
+    prompt = QUESTION_TOKENS + PIXELS[name] / TOKEN_PIXELS
+    by_tokens = rows * (max_new_tokens + planned / options.n) / (max_new_tokens + prompt / options.n)
+
+    # and no more images than have so many pixels together
+    images = max(rows / options.n, evaluate.FEW_IMAGES) * PLANNED_PIXELS / PIXELS[name]
+    return min(by_tokens, images * options.n)
 
 
 def mean_length(prompt: str, answer_tokens: int, max_new_tokens: int) -> int:
@@ -537,7 +552,7 @@ def mean_length(prompt: str, answer_tokens: int, max_new_tokens: int) -> int:
     return min(DIRECT_TOKENS if prompt == "direct" else answer_tokens, max_new_tokens)
 
 
-def rollout_seconds(images: int, n: int, longest: int, rows: int, size: float) -> float:
+def rollout_seconds(images: int, n: int, longest: int, rows: float, size: float) -> float:
     """N answers to each image, `rows` of them at a time. size: of an image, CUB's being 1."""
     rounds = max(1.0, images * n / rows)
     return images * size * IMAGE + rounds * longest * DECODED
@@ -545,7 +560,7 @@ def rollout_seconds(images: int, n: int, longest: int, rows: int, size: float) -
 
 def rows_that_fit(max_new_tokens: int, n: int, max_pixels: int | None) -> int:
     """Each answer is counted at its longest, with its share of the longest prompt."""
-    prompt = QUESTION_TOKENS + (max_pixels or LARGEST_PIXELS) / TOKEN_PIXELS
+    prompt = QUESTION_TOKENS + (max_pixels or PLANNED_PIXELS) / TOKEN_PIXELS
     return max(1, int(FREE_BYTES / (TOKEN_BYTES * (max_new_tokens + prompt / n))))
 
 

@@ -102,7 +102,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--split", default="test")
     p.add_argument("--limit", type=int, help="at most this many images, a random subset by seed 42")
     p.add_argument("--prompt", default="base", help=f"{', '.join(PROMPTS)}, or a text file (default: base)")
-    p.add_argument("--max-new-tokens", type=int, default=512)
+    p.add_argument("--max-new-tokens", type=int, default=2048)
     p.add_argument("--workers", type=int, default=32, help="questions at a time")
     p.add_argument("--judge", required=True, help="http://server, taxonomy.json or a chat model")
     p.add_argument("--judge-model", help="the model's name on a judge server")

@@ -212,7 +212,8 @@ def check_arguments(file: Path, stored: dict, now: dict) -> None:
     """Raises ValueError that names each argument on which the stored answers depend and which has changed."""
     changes = []
     for name in {**now, **stored}:
-        if stored.get(name) != now.get(name) or (name in stored) != (name in now):
-            changes.append(f"{name} was {str(stored.get(name)):.60}, now {str(now.get(name)):.60}")
+        was, is_now = stored.get(name, "not there"), now.get(name, "not there")
+        if was != is_now:
+            changes.append(f"{name} was {str(was):.60}, now {str(is_now):.60}")
     if changes:
         raise ValueError(f"{file} holds the answers to another command: {'; '.join(changes)}")

@@ -5,46 +5,59 @@
 
 lmms-owc's LI. Where this departs from it: the question is in our own words and asks for yes or no, and the
 likelier of the two is the reply, so that every answer has one (there: words, of which only a 1 counts). The
-same pair is asked once. A malformed answer holds nothing.
+same pair is asked once, and equal names never. A malformed answer holds nothing.
 """
 
 from judge import Pair, first_line, normalize_label
 from judges.packed import PackedJudge
 
-INSTRUCTIONS = """Somebody looked at a photo and said what is in it. You get the photo's label and what was \
-said. Reply yes if what was said describes the thing that the label names, holds that name or a synonym of \
-it, or is a kind of it, the label being a wider word. Else reply no. Reply with one word."""
+QUESTION = """Somebody looked at a photo and said what is in it.
+Label of the photo: "{truth}"
+What was said: "{answer}"
+
+Does what was said describe the thing that the label names, hold that name or a synonym of it, or name a \
+kind of it, the label being a wider word? Reply with one word, yes or no."""
 
 
 class InclusionModel(PackedJudge):
     """A chat model that says yes or no. As a judge's, its replies are scored side by side."""
-    labels = ("no", "yes")
+    labels = ("no", "No", "yes", "Yes")
 
     def turns(self, pair: Pair) -> list[dict]:
         truth, answer = pair
-        return [{"role": "user", "content": f"{INSTRUCTIONS}\n\nLabel: {truth}\nSaid: {answer}"}]
+        return [{"role": "user", "content": QUESTION.format(truth=truth, answer=answer)}]
 
     def __call__(self, truths: list[str], answers: list[list[str | None]]) -> list[list[int]]:
         """1 for each answer that holds its image's truth, else 0. Raises OSError where the model returns
         NaN."""
-        # Each different pair once, without what could speak to the model.
-        pairs = {}
+        # Each different pair once, without what could speak to the model. Equal names need no question.
+        held = {}
         for truth, own in zip(truths, answers, strict=True):
             for answer in own:
                 if answer is not None:
-                    pairs[truth, answer] = normalize_label(truth), normalize_label(answer)
-        asked = list(dict.fromkeys(pairs.values()))
-        replies = {}
+                    pair = normalize_label(truth), normalize_label(answer)
+                    held[pair] = int(pair[0] == pair[1])
+        asked = [pair for pair, is_equal in held.items() if not is_equal]
         if asked:
-            logprobs = self.logprobs(asked)                                       # (pairs, 2)
-            if logprobs.isnan().any():
-                raise OSError("the model of --language-inclusion returned NaN")
-            replies = dict(zip(asked, logprobs.argmax(dim=1).tolist()))
+            held |= dict(zip(asked, self.says_yes(asked)))
 
         scores = []
         for truth, own in zip(truths, answers):
-            scores.append([0 if answer is None else replies[pairs[truth, answer]] for answer in own])
+            own_scores = []
+            for answer in own:
+                pair = normalize_label(truth), normalize_label(answer or "")
+                own_scores.append(0 if answer is None else held[pair])
+            scores.append(own_scores)
         return scores
+
+    def says_yes(self, pairs: list[Pair]) -> list[int]:
+        """Whether yes is likelier than no, small and large first letter together."""
+        logprobs = self.logprobs(pairs)                                       # (pairs, 4)
+        if logprobs.isnan().any():
+            raise OSError("the model of --language-inclusion returned NaN")
+        no = logprobs[:, :2].logsumexp(dim=1)                                 # (pairs,)
+        yes = logprobs[:, 2:].logsumexp(dim=1)
+        return (yes > no).int().tolist()
 
 
 def load_inclusion(name: str, device) -> InclusionModel:

@@ -19,20 +19,22 @@ from support.checkpoints import render_question
 
 CPU_ROWS = 512  # where nothing else is said
 USABLE = 0.92   # of a card: the rest goes to the CUDA context and to gaps between tensors
-LARGEST_PIXELS = 2048 * 28 * 28  # of an image, where no limit is set: more than the published sets' have
+PLANNED_PIXELS = 512 * 28 * 28  # of an image, where no limit is set: larger ones go fewer at a time
 SHAPES = (1 / 2, 2 / 3, 3 / 4, 1, 4 / 3, 3 / 2, 2)  # of images, width by height
 
 
 def rows_at_a_time(policy: Policy, judge, question: str, n: int, images: int, max_new_tokens: int,
                    max_pixels: int | None, most: int | None = None, beside=None) -> int:
     """Answers to decode at a time, at most `most`: n to each of `images` images. beside: another model that
-    stays on the card, held as a judge's is."""
+    stays on the card, held as a judge's is. The longest prompt that was reckoned with is noted in the policy:
+    a round of longer ones has fewer rows."""
     device = torch.device(policy.device)
     if device.type != "cuda":
         return most or CPU_ROWS
     card = torch.cuda.get_device_properties(device).total_memory
     held = held_bytes(policy.model) + judge_bytes(judge) + judge_bytes(beside)
-    prompt = longest_prompt(policy, question, max_pixels or LARGEST_PIXELS)
+    prompt = longest_prompt(policy, question, max_pixels or PLANNED_PIXELS)
+    policy.planned_prompt = prompt
     fit = rows_that_fit(policy.model, card, held, prompt, n, images, max_new_tokens)
     return min(fit, most or fit)
 

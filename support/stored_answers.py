@@ -61,6 +61,7 @@ class Stored:
     that of the files; an image may lack some system's answers."""
     systems: dict[str, System]
     truths: dict[str, dict[str, str]]
+    domains: dict[str, str] = field(default_factory=dict)  # dataset -> its images', of those of --data
 
     def __post_init__(self):
         self.images = {dataset: list(truths) for dataset, truths in self.truths.items()}
@@ -80,7 +81,7 @@ class Stored:
                 place = f"{system.file}, line {number}"
                 answered = parse_entry(place, parse_line(place, lines.readline()))
                 answered = replace(answered, id=image, label=self.truths[dataset][image],
-                                   domain=answered.domain or dataset)
+                                   domain=self.domains.get(dataset) or answered.domain or dataset)
 
                 # What some lines lack is known of none: its mean would be of other images.
                 if not system.has_texts:
@@ -103,8 +104,10 @@ def open_answers(files: list[str], datasets: dict[str, list]) -> Stored:
     """Reads all files once. datasets: name -> Examples, to which the answers must be; {}: what the files say
     stands. Raises ValueError that names the line which is none, or does not fit; OSError."""
     truths = {}
+    domains = {}
     for name, examples in datasets.items():
         truths[name] = {example.id: example.label for example in examples}
+        domains[name] = examples[0].domain if examples else name
     finder = Finder(truths) if datasets else None
 
     systems = []
@@ -118,7 +121,7 @@ def open_answers(files: list[str], datasets: dict[str, list]) -> Stored:
     names = system_names(systems)
     if len(set(names)) < len(names):
         raise ValueError(f"two systems in {', '.join(files)} have one name: {' '.join(sorted(names))}")
-    return Stored(dict(zip(names, systems)), truths)
+    return Stored(dict(zip(names, systems)), truths, domains)
 
 
 def system_names(systems: list[System]) -> list[str]:
@@ -352,7 +355,7 @@ def refuse_other_truth(place: str, answered: Answered, image: str, truth: str) -
     if not truth:
         raise ValueError(f'{place}: {image} has no "truth"')
     # lmms-owc's files call a car with its year first.
-    names = normalize_label(truth), normalize_label(year_first(truth))
-    if answered.label and normalize_label(answered.label) not in names:
+    said = normalize_label(year_first(answered.label))
+    if answered.label and said != normalize_label(year_first(truth)):
         raise ValueError(f"{place}: the truth of {image} is {answered.label!r:.60}, it should be "
                          f"{truth!r:.60}")

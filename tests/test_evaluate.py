@@ -16,7 +16,7 @@ import metrics
 import policy as policies
 import tiny
 import trees
-from judge import JUDGE_ERROR, normalize_label
+from judge import JUDGE_ERROR
 from judges.taxonomy import TaxonomyJudge
 from reward import Category as C
 from rollout import PROMPTS
@@ -126,6 +126,12 @@ def test_command_line_table_and_json(checkpoint, cub, tree, tmp_path, capsys):
 
 class Stub(str):
     device = "cpu"
+    max_pixels = None
+
+
+def stand_in(example):
+    """For the example's image: all that it has, and a size."""
+    return SimpleNamespace(**vars(example), width=8, height=8)
 
 
 def run(monkeypatch, *argv, after=None, change=None, broken=lambda example: False, load=Stub):
@@ -140,7 +146,7 @@ def run(monkeypatch, *argv, after=None, change=None, broken=lambda example: Fals
         asked.append([e.id for e in examples])
         readable = [e for e in examples if not broken(e)]
         unreadable = [f"cannot read the image {e.id}" for e in examples if broken(e)]
-        return readable, readable, unreadable  # an example stands for its image
+        return readable, [stand_in(e) for e in readable], unreadable
 
     def sample(adapter, images, ids, question, n, **kwargs):
         assert images and ids == [e.id for e in images]
@@ -477,7 +483,7 @@ def test_arguments_beside_those_of_the_command_are_others(monkeypatch, tmp_path)
     run(monkeypatch, *argv)
     text = (tmp_path / "out.jsonl").read_text()
     (tmp_path / "out.jsonl").write_text(text.replace('{"arguments": {', '{"arguments": {"top_k": 3, ', 1))
-    refused(monkeypatch, tmp_path, argv, "top_k was 3, now None")
+    refused(monkeypatch, tmp_path, argv, "top_k was 3, now not there")
 
 
 def test_two_evaluations_at_one_file(monkeypatch, tmp_path):
@@ -691,29 +697,34 @@ def test_semantic_similarity_in_the_table(encoder, monkeypatch, tmp_path, capsys
 
 
 def test_a_language_model_says_which_answers_hold_the_truth(tok, tmp_path, monkeypatch, capsys):
-    """Yes and no by the likelier of their first tokens, as a plain forward of each pair's own prompt says;
-    each different pair is asked once."""
+    """Yes where yes and Yes together are likelier than no and No, as a plain forward of each pair's own
+    prompt says. Each different pair is asked once, equal names never."""
     chat_model("llama", tok).save_pretrained(tmp_path / "llm")
     tok.save_pretrained(tmp_path / "llm")
     inclusion = InclusionModel.load(str(tmp_path / "llm"))
-    truths, answers = ["red finch", "owl"], [["a finch", None, "A finch!"], ["barn owl", "a finch"]]
+    truths = ["red finch", "owl"]
+    answers = [["a finch", None, "A finch!", "Red finch."], ["barn owl", "a finch"]]
     asked = []
     logprobs = inclusion.logprobs
     inclusion.logprobs = lambda pairs: asked.append(list(pairs)) or logprobs(pairs)
     found = inclusion(truths, answers)
     assert asked == [[("red finch", "a finch"), ("owl", "barn owl"), ("owl", "a finch")]]
+    assert found[0][1] == 0 and found[0][3] == 1
 
-    for truth, own, scores in zip(truths, answers, found):
-        for answer, score in zip(own, scores):
-            if answer is None:
-                assert score == 0
-                continue
-            ids = torch.tensor([inclusion.prompt_tokens((normalize_label(truth), normalize_label(answer)))])
-            with torch.no_grad():
-                no, yes = inclusion.model(input_ids=ids).logits[0, -1, inclusion.first_tokens]
-            assert score == int(yes > no)
     first = [tok.convert_ids_to_tokens(token) for token in inclusion.first_tokens]
-    assert "no".startswith(first[0]) and "yes".startswith(first[1])
+    assert all(word.startswith(token) for word, token in zip(("no", "No", "yes", "Yes"), first))
+    for truth, answer, score in [("red finch", "a finch", found[0][0]), ("red finch", "a finch", found[0][2]),
+                                 ("owl", "barn owl", found[1][0]), ("owl", "a finch", found[1][1])]:
+        prompt = inclusion.render((truth, answer))
+        assert f'"{truth}"' in prompt and f'"{answer}"' in prompt
+        ids = tok(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            p = inclusion.model(input_ids=ids).logits[0, -1].softmax(-1)[inclusion.first_tokens]
+        assert score == int(p[2] + p[3] > p[0] + p[1])
+    forced = torch.tensor([[.3, .1, .2, .15], [.1, .3, .15, .3]]).log()  # .4 against .35, .4 against .45
+    inclusion.logprobs = lambda pairs: forced
+    assert inclusion.says_yes([("a", "b"), ("c", "d")]) == [0, 1]
+    inclusion.logprobs = logprobs
 
     # in the table; it goes on from what is stored, and is kept where stored answers are judged
     argv = ["--data", "toy-bird", "--language-inclusion", tmp_path / "llm", "--out", tmp_path / "out.json"]
@@ -738,14 +749,26 @@ def test_a_language_model_says_which_answers_hold_the_truth(tok, tmp_path, monke
         inclusion(truths, answers)
 
 
+def test_a_question_without_tags_has_nothing_to_choose_among_and_is_marked(monkeypatch, capsys):
+    argv = ["--data", "cub", "--model", "m", "--prompt", "owc", "--n", "2", "--choose"]
+    args = ev.parser().parse_args(argv)
+    with pytest.raises(ValueError, match="--choose lists answers between tags"):
+        ev.resolve(args)
+    args.choose = False
+    for question, is_marked in ((PROMPTS["owc"], True), (PROMPTS["base"], False)):
+        monkeypatch.setattr(ev, "table", lambda systems: "")
+        command = SimpleNamespace(model="m", temperature=0, judge="J", question=question, adapters=[])
+        ev.print_results(args, command, {}, None)
+        assert (ev.WHOLE_REPLIES in capsys.readouterr().out) == is_marked
+
+
 def test_cars_are_compared_by_names_with_the_year_first():
     example = SimpleNamespace(label="Acura TL Sedan 2012", domain="cars")
     said = SimpleNamespace(answers=["a 2012 Acura TL Sedan", "Acura TL Sedan 2012"],
                            texts=["<answer>a 2012 Acura TL Sedan</answer>", "a 2012 Acura TL Sedan"])
     assert plain_scores(example, said) == {"text_inclusion": [1, 0], "thought_not_said": [0, 1]}
-    embed = {"2012 Acura TL Sedan": torch.tensor([1.0])}
     scorers = {"seen": lambda truths, answers: [[truth] for truth in truths]}
-    assert model_scores(scorers, [example], [said]) == [{"seen": list(embed)}]
+    assert model_scores(scorers, [example], [said]) == [{"seen": ["2012 Acura TL Sedan"]}]
     example.domain = "food"
     assert plain_scores(example, said)["text_inclusion"] == [0, 1]
 
@@ -763,7 +786,7 @@ def test_evaluations_have_the_releases_tokens_and_whole_images(monkeypatch, tmp_
     run(monkeypatch, "--data", "toy-bird", "--n", "2", "--temperature", "0.6", "--top-p", "0.95",
         "--out", tmp_path / "out.json")
     assert json.loads((tmp_path / "out.json").read_text())["arguments"]["top_p"] == 0.95
-    with pytest.raises(SystemExit, match="top_p was 0.95, now 0.9"):
+    with pytest.raises(SystemExit, match="command: top_p was 0.95, now 0.9$"):
         run(monkeypatch, "--data", "toy-bird", "--n", "2", "--temperature", "0.6", "--top-p", "0.9",
             "--out", tmp_path / "out.json")
 
@@ -813,7 +836,7 @@ def test_own_pictures(checkpoint, tmp_path, capsys):
     (["--out", "broken.json/x.json"], "broken.json"), (["--adapter", "."], "is broken"),
     (["--max-new-tokens", "0"], "--max-new-tokens must be"), (["--data", "cub,cub"], "one thing twice"),
     (["--max-pixels", "0"], "--max-pixels must be"), (["--data", "toy,toy-bird"], "holds an image twice"),
-    (["--image", "x.jpg", "--out", "x.json"], "--out need --data"),
+    (["--image", "x.jpg", "--out", "x.json"], "give --data for --out"),
     (["--image", "x.jpg", "--n", "2", "--temperature", "0"], "give a temperature"),
     (["--out", "x.jsonl"], "--out names the figures' JSON"), (["--out", ""], "--out must not be empty"),
     (["--out", "."], "--out names the figures'"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import data
 import evaluate as ev
 import metrics
 import trees
@@ -258,12 +259,38 @@ def test_two_files_must_agree_on_a_truth_and_one_of_them_have_it(folder):
 
 
 def test_a_car_may_have_its_year_first_in_anothers_file(folder):
-    answers = ["Acura TL Sedan 2012"]
-    write("one.jsonl", [GOOD | {"truth": "Acura TL Sedan 2012", "answers": answers}])
-    write("two.jsonl", [GOOD | {"truth": "2012 Acura TL Sedan", "answers": answers}])
-    document = judged("--answers", "one.jsonl", "--answers", "two.jsonl")
-    assert document["results"]["two"]["answers"]["summary"]["n"] == 1
-    refused("it should be '2012 Acura TL Sedan'", "--answers", "two.jsonl", "--answers", "one.jsonl")
+    """In whichever file it stands there: the first one's truth is taken. Another year is another car."""
+    last, first, other = "Acura TL Sedan 2012", "2012 Acura TL Sedan", "2013 Acura TL Sedan"
+    for truths in ([last, first], [first, last]):
+        for file, truth in zip(("one.jsonl", "two.jsonl"), truths):
+            write(file, [GOOD | {"truth": truth, "answers": truths[:1]}])
+        document = judged("--answers", "one.jsonl", "--answers", "two.jsonl", out=f"{truths[0][:4]}.json")
+        assert document["results"]["two"]["answers"]["summary"]["counts"]["specific"] == 1
+    write("three.jsonl", [GOOD | {"truth": other}])
+    refused(f"it should be '{first}'", "--answers", "one.jsonl", "--answers", "three.jsonl")
+
+
+def test_cars_have_their_year_first_in_what_is_compared(folder):
+    """By the dataset's own domain with --data, whatever the line says; else by what the line says."""
+    trees.cars(folder)
+    example = data.load("cars", "test", folder)[0]
+    model, year = example.label.rsplit(" ", 1)
+    line = {"id": example.id, "truth": example.label, "answers": [f"a {year} {model}"], "domain": "mine"}
+    judge = {"parents": {example.label: None}}
+    Path("cars.json").write_text(json.dumps(judge))
+
+    def included(row, *argv):
+        write("theirs.jsonl", [row])
+        evaluated = judged("--answers", "theirs.jsonl", *argv, judge="cars.json", out="cars_out.json")
+        for file in Path(".").glob("cars_out.*"):
+            file.unlink()
+        return next(iter(evaluated["results"]["theirs"].values()))["scores"]["text_inclusion"]
+
+    del line["domain"]
+    assert included(line) == 0
+    assert included(line | {"dataset": "cars"}) == 1
+    options = ["--data", "cars", "--root", str(folder)]
+    assert included(line, *options) == included(line | {"domain": "mine"}, *options) == 1
 
 
 def test_a_file_as_others_write_it(folder):
@@ -348,7 +375,7 @@ def test_one_judge_by_two_addresses_is_no_second_one(folder, monkeypatch):
 
 @pytest.mark.parametrize("options, words", [
     (["--n", "4", "--model", "m"], "--answers judges what is stored: --model and --n would do nothing"),
-    (["--limit", "3"], "the images from its files: --limit need --data"),
+    (["--limit", "3"], "the images from its files: give --data for --limit"),
     (["--image", "x"], "--image would do"), (["--adapter", "x"], "--adapter would do"),
     (["--out", "theirs.json"], "would write into"),
     (["--answers", "theirs.jsonl", "--answers", "theirs.jsonl"], "--answers names one thing twice"),

@@ -241,22 +241,26 @@ def test_a_trainings_hours_by_hand(tmp_path):
 
 
 def test_an_evaluations_hours_by_hand(tmp_path):
-    """47,806 test images, 171 whole ones or 256 answers at a time; a picture of Aircraft counts as eight of
-    CUB's."""
+    """47,806 test images, 256 at a time; a picture of Aircraft counts as eight of CUB's. Of them as many are
+    answered at a time as have the pixels of 256 smaller ones; of 64 answers an image as many as have the
+    tokens, own and of the prompt."""
     args = arguments("--out", str(tmp_path))
     sets = {"flowers": 2463, "food": 30300, "pets": 3669, "cars": 8041, "aircraft": 8 * 3333}
     images = 2463 + 30300 + 3669 + 8041 + 3333
-    assert 42e9 // (59_000 * (2048 + 2108)) == 171
-    by_hand = sum(sets.values()) * 0.052 + images / 171 * 150 * 0.066 + images * 3 / 2560
+    assert 42e9 // (59_000 * (2048 + 572)) == 271
+    rounds = (2463 + 30300 + 3669 + 8041) / 256 + 3333 / (256 * 512 * 784 / 1_500_000)
+    by_hand = sum(sets.values()) * 0.052 + rounds * 150 * 0.066 + images * 3 / 2560
     evaluated = next(c for c in all_commands(args) if c.result == tmp_path / "speciarl-seed0.json")
     assert paper.hours(evaluated, 150)[0] * 3600 == pytest.approx(by_hand)
     best = next(c for c in all_commands(args) if "best-of-64" in str(c.result))
-    by_hand = sum(sets.values()) * 0.052 + 64 * images / 256 * 150 * 0.066 + 64 * images * 3 / 2560
+    few = 256 * (2048 + 572 / 64) / (2048 + (60 + 1_500_000 / 784) / 64)
+    rounds_of_64 = 64 * (2463 + 30300 + 3669 + 8041) / 256 + 64 * 3333 / few
+    by_hand = sum(sets.values()) * 0.052 + rounds_of_64 * 150 * 0.066 + 64 * images * 3 / 2560
     assert paper.hours(best, 150)[0] * 3600 == pytest.approx(by_hand)
 
     # Without thinking an answer has 15 tokens. Scores by further models were not measured.
     direct = next(c for c in all_commands(args) if c.result == tmp_path / "prompt-direct.json")
-    by_hand = sum(sets.values()) * 0.052 + images / 171 * 15 * 0.066 + images * 3 / 2560
+    by_hand = sum(sets.values()) * 0.052 + rounds * 15 * 0.066 + images * 3 / 2560
     assert paper.hours(direct, 150)[0] * 3600 == pytest.approx(by_hand)
     further = next(c for c in all_commands(args) if "broader" in str(c.result))
     assert paper.hours(further, 150) is None

@@ -286,9 +286,10 @@ def test_many_images_go_through_the_tower_in_parts_and_none_at_all_is_no_prompt(
     assert encode(policy, [], "what?") == []
 
 
-def test_large_images_go_through_the_tower_a_few_at_a_time(monkeypatch):
-    monkeypatch.setattr(policies, "IMAGES_AT_ONCE", 3)
-    monkeypatch.setattr(policies, "PIXELS_AT_ONCE", 100)
+def test_large_images_are_split_by_their_pixels():
     sides = [5, 5, 7, 6, 5, 20, 1, 1, 1, 1]
-    parts = policies.split_images([Image.new("RGB", (side, side)) for side in sides])
+    images = [Image.new("RGB", (side, side)) for side in sides]
+    parts = policies.split_images(images, 3, 100)
     assert [[image.width for image in some] for some in parts] == [[5, 5, 7], [6, 5], [20], [1, 1, 1], [1]]
+    parts = policies.split_images(images, 10, 100, max_pixels=36)  # what they are scaled down to counts
+    assert [[image.width for image in some] for some in parts] == [[5, 5, 7], [6, 5, 20, 1, 1, 1], [1]]

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -363,18 +364,24 @@ def test_seeds_are_the_same_in_every_process():
     assert seed_for(1, 23) != seed_for(12, 3)
 
 
-def test_very_long_prompts_share_their_room(monkeypatch):
-    """Seven rows, of 3 answers an image: the room of two prompts of 100 tokens. 3 x 66 tokens fit, and
-    2 x 90; 500 go alone, with all their rows."""
-    monkeypatch.setattr(rollout, "LONG_PROMPT", 100)
-    prompts = [range(length) for length in (60, 60, 66, 90, 500, 600)]
-    queue = rollout.rows_by_prompt_length(prompts, 3)
-    rounds = []
-    while queue:
-        rows = rollout.next_round(queue, prompts, n=3, max_rows=7, shared=True)
-        rounds.append([i for i, _ in rows])
-        queue = queue[len(rows):]
-    assert rounds == [[0] * 3 + [1] * 3 + [2], [2] * 2 + [3] * 3, [4] * 3, [5] * 3]
+def test_very_long_prompts_share_their_room():
+    """Seven rows of 10 tokens, of 3 answers an image, and two prompts of 100: room for 270. Seven rows with
+    3 x 66 fit, five with 2 x 90, but no sixth with 3 x 105; 500 go alone, with all their rows. Where nothing
+    was reckoned with, all rows go together."""
+    prompts = [range(length) for length in (60, 60, 66, 90, 105, 500)]
+
+    def rounds(policy):
+        queue = rollout.rows_by_prompt_length(prompts, 3)
+        found = []
+        while queue:
+            rows = rollout.next_round(queue, prompts, n=3, max_rows=7, max_new_tokens=10, policy=policy)
+            found.append([i for i, _ in rows])
+            queue = queue[len(rows):]
+        return found
+
+    planned = SimpleNamespace(shared=True, planned_prompt=100)
+    assert rounds(planned) == [[0] * 3 + [1] * 3 + [2], [2] * 2 + [3] * 3, [4] * 3, [5] * 3]
+    assert [len(found) for found in rounds(SimpleNamespace(shared=True, planned_prompt=None))] == [7, 7, 4]
 
 
 def test_long_prompts_are_forwarded_in_parts(monkeypatch):
@@ -393,7 +400,7 @@ def test_small_bounds_change_no_answer(policy, monkeypatch):
         return [g.texts for g in sample(policy, images, ids, "what?", 3, seed=2, max_new_tokens=8)]
 
     together = answers()
-    monkeypatch.setattr(rollout, "LONG_PROMPT", 1)
+    policy.planned_prompt = 1
     monkeypatch.setattr(rollout, "PROMPT_TOKENS_AT_ONCE", 1)
     monkeypatch.setattr("policy.PIXELS_AT_ONCE", 1)
     assert answers() == together
@@ -402,16 +409,20 @@ def test_small_bounds_change_no_answer(policy, monkeypatch):
 @pytest.mark.parametrize("text, answer", [
     (" A golden retriever.\n", "A golden retriever."), ("?!", None), ("", None),
     ("<think>a dog</think> <answer> a cat </answer>", "a cat"), ("<answer>", None),
-    ("<answer> </answer> a cat", None)])
+    ("<answer> </answer> a cat", None), ("<think>maybe a dog</think> a cat", "a cat"),
+    ("A <think>dog</think> cat", "A  cat"), ("<think>a dog or maybe", None), ("a dog</answer>", None),
+    ("<Answer>a dog</Answer>", None), ("<think>I put <answer>dog</answer></think> a cat", "a cat"),
+    ("<think>a dog</think>", None)])
 def test_the_whole_reply_answers_a_question_that_asks_for_no_tags(text, answer):
     assert read_answer(text, PROMPTS["owc"]) == answer
-    assert read_answer(text, PROMPTS["direct"]) == (answer if "</answer>" in text else None)
+    assert read_answer(text, PROMPTS["direct"]) == parse_answer(text)
 
 
-def test_a_whole_reply_is_judged(policy):
-    """The small policy's words have no tags, mostly."""
-    groups = sample(policy, tiny.pictures((56, 84)), ["a"], PROMPTS["owc"], n=4, max_new_tokens=8)
-    tagged = sample(policy, tiny.pictures((56, 84)), ["a"], PROMPTS["base"], n=4, max_new_tokens=8)
-    for text, answer in zip(groups[0].texts, groups[0].answers):
-        assert answer == read_answer(text, PROMPTS["owc"])
-    assert any(groups[0].answers) and tagged[0].answers == [parse_answer(text) for text in tagged[0].texts]
+def test_whole_replies_are_a_groups_answers(policy):
+    """The small policy's words have no tags, mostly: each is an answer to the one question, none to the
+    other."""
+    images = tiny.pictures((56, 84))
+    whole, = sample(policy, images, ["a"], PROMPTS["owc"], n=4, max_new_tokens=8)
+    tagged, = sample(policy, images, ["a"], PROMPTS["base"], n=4, max_new_tokens=8)
+    assert whole.answers == [text.strip() for text in whole.texts] and all(whole.answers)
+    assert tagged.answers == [None] * 4

@@ -844,7 +844,7 @@ def test_every_token_has_its_price_before_the_advantages(tmp_path, checkpoint, t
         tokens = group.mask.sum(dim=1).tolist()
         prices = [0.5 * t / 20 + max(0, t - 10) / 10 for t in tokens]
         assert samples[group.id]["rewards"] == pytest.approx([1 - price for price in prices])
-        shortest = [a for a, t in zip(row.tolist(), tokens) if t == min(tokens)]
+        shortest = [a for a, t in zip(row.tolist(), tokens) if t == min(tokens)]  # of equal verdicts
         assert len(set(tokens)) == 1 or min(shortest) > 0
     assert any(len(set(group.mask.sum(dim=1).tolist())) > 1 for group in groups)
 
