@@ -9,7 +9,7 @@ The captions are a text file, a caption a line; blank lines are passed over. The
 
     offsets.bin     where each caption begins in the text, int64
     vectors.bin     each caption's embedding, D numbers of float16, of length 1
-    index.json      of which text and which CLIP they are, and how many vectors are whole
+    index.json      of which text they are, and how many vectors are whole
 
 M captions may be millions: neither they nor their embeddings are ever all in memory. Embedding goes block by
 block, and goes on after a kill with the block that was not finished.
@@ -133,7 +133,7 @@ def open_index(captions: Path, clip: Clip, folder: Path) -> Index:
     """The captions' index, which is made, or finished, where it is not there. Raises ValueError where the
     folder holds another's, or there are no captions; OSError."""
     data.refuse_special(captions)
-    made_of = {"text": hash_of(captions), "CLIP": clip.name, "dimension": clip.model.config.projection_dim}
+    made_of = {"text": hash_of(captions), "dimension": clip.model.config.projection_dim}
     with Lock(folder / ".lock", folder):
         done = vectors_done(folder, made_of)
         if done is None:
@@ -143,10 +143,17 @@ def open_index(captions: Path, clip: Clip, folder: Path) -> Index:
             done = 0
             write_json(folder / "index.json", made_of | {"done": done})
         offsets = np.memmap(folder / "offsets.bin", np.int64, "r")
+        if done > 0:
+            refuse_other_clip(index_of(captions, folder, made_of, offsets, done), clip)
         write_vectors(captions, clip, folder, made_of, len(offsets), done)
-    shape = (len(offsets), made_of["dimension"])
+    return index_of(captions, folder, made_of, offsets, len(offsets))
+
+
+def index_of(captions: Path, folder: Path, made_of: dict, offsets: np.ndarray, count: int) -> Index:
+    """The first `count` captions, whose vectors are there."""
+    shape = (count, made_of["dimension"])
     vectors = np.memmap(folder / "vectors.bin", np.float16, "r", shape=shape)
-    return Index(captions, made_of["text"], offsets, vectors)
+    return Index(captions, made_of["text"], offsets[:count], vectors)
 
 
 def hash_of(file: Path) -> str:
@@ -166,9 +173,22 @@ def vectors_done(folder: Path, made_of: dict) -> int | None:
         differing = [key for key in made_of if stored[key] != made_of[key]]
     except (ValueError, TypeError, KeyError, AttributeError):
         raise ValueError(f"{file} is no index of captions: give another --index") from None
+    whole = done * made_of["dimension"] * 2  # bytes
     if differing:
         raise ValueError(f"{folder} is of another {differing[0]}: give another --index, or delete it")
+    if done > 0 and (folder / "vectors.bin").stat().st_size < whole:
+        raise ValueError(f"{folder} lacks some of its vectors: delete it, and it is made again")
     return done
+
+
+def refuse_other_clip(index: Index, clip: Clip) -> None:
+    """Raises ValueError where the first caption's vector is not this CLIP's: whatever their names, other
+    weights made it. One that is its own differs by rounding."""
+    stored = torch.tensor(index.vectors[0]).float()                           # (D,)
+    own = embed_texts(clip, [index.caption(0)])[0].cpu()
+    if float(stored @ own) < 0.999:
+        folder = Path(index.vectors.filename).parent
+        raise ValueError(f"{folder} was made by another CLIP: give another --index, or delete it")
 
 
 def caption_lines(captions: Path, first: int = 0) -> Iterator[tuple[int, bytes]]:

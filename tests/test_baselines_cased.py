@@ -1,5 +1,6 @@
 """CaSED: its rules and its scores against examples worked by hand, the whole of it against a plain script."""
 
+import copy
 import json
 import math
 import shutil
@@ -233,7 +234,9 @@ def test_an_index_that_was_killed_goes_on(folder, clip, tmp_path, monkeypatch):
         index = caption_index.open_index(captions, clip, target)
         monkeypatch.setattr(caption_index, "embed_texts", embed)
         assert (target / "vectors.bin").read_bytes() == want and index.caption(8) == "the car"
-        assert sum(embedded) == 9 - 2 * max(0, kill - 2)
+        done = 2 * max(0, kill - 2)
+        probe = int(done > 0)  # the first caption again: is it this CLIP's?
+        assert sum(embedded) == 9 - done + probe
         assert max(embedded) <= 2  # never more than a block at a time
 
 
@@ -242,11 +245,19 @@ def test_an_index_is_made_once_and_only_for_its_own(folder, clip, tmp_path, monk
     captions.write_text("a finch\n")
     caption_index.open_index(captions, clip, tmp_path / "index")
     with monkeypatch.context() as patch:
-        patch.setattr(caption_index, "embed_texts", None)
+        patch.setattr(caption_index, "write_vectors", lambda *args: args[-1] == 1 or pytest.fail("again"))
         caption_index.open_index(captions, clip, tmp_path / "index")
-    other = caption_index.Clip(clip.model, clip.tokenizer, clip.image_processor, "another")
-    with pytest.raises(ValueError, match="is of another CLIP: give another --index"):
+    moved = caption_index.Clip(clip.model, clip.tokenizer, clip.image_processor, "the same elsewhere")
+    caption_index.open_index(captions, moved, tmp_path / "index")
+    other = caption_index.Clip(copy.deepcopy(clip.model), clip.tokenizer, clip.image_processor, clip.name)
+    torch.nn.init.normal_(other.model.text_projection.weight, generator=torch.Generator().manual_seed(5))
+    with pytest.raises(ValueError, match="was made by another CLIP: give another --index"):
         caption_index.open_index(captions, other, tmp_path / "index")
+    vectors = (tmp_path / "index" / "vectors.bin").read_bytes()
+    (tmp_path / "index" / "vectors.bin").write_bytes(vectors[:-2])
+    with pytest.raises(ValueError, match="lacks some of its vectors"):
+        caption_index.open_index(captions, clip, tmp_path / "index")
+    (tmp_path / "index" / "vectors.bin").write_bytes(vectors)
     captions.write_text("a lily\n")
     with pytest.raises(ValueError, match="is of another text: give another --index"):
         caption_index.open_index(captions, clip, tmp_path / "index")
