@@ -3,7 +3,7 @@ pictures.
 
     python evaluate.py --data toy-bird,toy-fish --adapter none runs/toy-speciarl-seed0/adapter
     python evaluate.py --data flowers,food,pets,cars,aircraft --root DIR --adapter none runs/x/adapter
-    python evaluate.py --data cub --root DIR --n 64 --temperature 0.6 --out best_of.json
+    python evaluate.py --data cub --root DIR --n 64 --temperature 0.6 --top-p 0.95 --out best_of.json
     python evaluate.py --image photo.jpg --model Qwen/Qwen2.5-VL-7B-Instruct --n 8
     python evaluate.py --answers best_of.jsonl --judge meta-llama/Llama-3.1-8B-Instruct
 
@@ -20,7 +20,8 @@ Where this departs from the paper and from lmms-owc:
 1. The judge is whichever is given (the paper's evaluations use Llama-3-70B).
 2. A malformed answer counts as wrong inside n instead of standing outside it. It holds no truth and resembles
    nothing (0 in text inclusion and similarity), and is never "thought, not said".
-3. Text inclusion and similarity are of the answer between the tags, all answers, those without a verdict too.
+3. Text inclusion and the other scores of lmms-owc's are of the answer between the tags, all answers, those
+   without a verdict too (support/scores.py says how each departs from it).
 """
 
 import argparse
@@ -41,27 +42,34 @@ from judge import WHOLE_NAME, Judge, add_arguments, judge_groups, judge_label, n
 from judges.audit import read_audit
 from lora import adapters_off
 from metrics import JudgeErrors, Tally, merge
-from policy import Policy
+from policy import Policy, split_images
 from rollout import PROMPTS, Group, sample
 from support.answers import (answer_record, answers_file, append_answers, lock_answers, stored_answers,
                              weights_hash)
 from support.command_line import (ANSWERS, COUNT, FROM_0, REQUESTS, SECONDS, SEED, SHARE, TEMPERATURE,
-                                  TOKENS, check_value, first_line, flag)
-from support.embedder import load_embedder
+                                  TOKENS, TOP_P, check_value, first_line, flag)
 from support.files import write_json
 from support.judging import audited, errors_line, prompt_texts, trusted_batches
-from support.memory import rows_at_a_time
+from support.memory import PLANNED_PIXELS, rows_at_a_time
 from support.opening import (JUDGE, MODEL, TOY_SETS, VERDICTS, ImagesUnreadable, JudgeFailed, adapter_folder,
                              base_models, choose_model, is_toy, is_toy_model, load_judge, load_policy,
                              question_for, require_readable, trust)
 from support.processes import gather, share
 from support.rejudge import judge_stored
+from support.scores import Scorer, load_scorers, model_scores
 from support.tables import table, table_rows, titles
 from toy import captions
 
-# Where the command line does not say; the embedded world needs less.
-DEFAULTS = {"judge": JUDGE, "max_new_tokens": 512, "max_pixels": 512 * 28 * 28}
-TOY_DEFAULTS = {"judge": "taxonomy", "max_new_tokens": 16, "max_pixels": None}
+# Where the command line does not say. The tokens are the release's; the embedded world needs less.
+DEFAULTS = {"judge": JUDGE, "max_new_tokens": 2048}
+TOY_DEFAULTS = {"judge": "taxonomy", "max_new_tokens": 16}
+
+PICTURES = 16    # of --image that are answered at a time
+FEW_IMAGES = 32  # whose prompts take next to no memory
+
+# What stands above a table of lmms-owc's question.
+WHOLE_REPLIES = ("answers are whole replies: the judge's rules take long ones and those that say several "
+                 "names for wrong; what compares are the scores without a judge")
 
 # The question of --choose.
 CHOICE = """{question}
@@ -76,18 +84,19 @@ Choose the one that is most likely right, and the most specific of those. Answer
 
 def evaluate(policy: Policy, judge: Judge, examples: list[data.Example], question: str, n: int = 1,
              temperature: float = 0.0, max_new_tokens: int = 512, seed: int = 0, rows: int = 256,
-             label: str = "evaluate", embed=None, choose: bool = False) -> dict:
+             label: str = "evaluate", top_p: float = 1.0, scorers: dict[str, Scorer] | None = None,
+             choose: bool = False) -> dict:
     """A policy's answers to the examples, judged and measured, all in memory.
 
     n answers an image, greedy at temperature 0; at most `rows` answers are decoded at a time; label: of the
-    progress bar; embed: texts -> vectors of unit length, for the semantic similarity; choose: ask the policy
-    which of its n answers it takes.
+    progress bar; top_p: as in rollout.sample; scorers: support.scores', for the scores that take a model;
+    choose: ask the policy which of its n answers it takes.
 
     Returns {"summary": Summary, "groups": one list of categories an image (None = malformed, judge errors
     left out), "records": one dict an image, "unreadable": a line for each image that can't be read}.
     """
     batches = answer_in_batches(policy, judge, examples, question, n, temperature, max_new_tokens, seed, rows,
-                                label, embed, choose=choose)
+                                label, top_p, scorers, choose=choose)
     tally = Tally()
     records = []
     for batch in batches:
@@ -104,8 +113,9 @@ def evaluate(policy: Policy, judge: Judge, examples: list[data.Example], questio
 
 
 def answer_in_batches(policy: Policy, judge: Judge, examples: list[data.Example], question: str, n: int,
-                      temperature: float, max_new_tokens: int, seed: int, rows: int, label: str, embed=None,
-                      first: int = 0, choose: bool = False) -> Iterator[list[dict]]:
+                      temperature: float, max_new_tokens: int, seed: int, rows: int, label: str,
+                      top_p: float = 1.0, scorers: dict[str, Scorer] | None = None, first: int = 0,
+                      choose: bool = False) -> Iterator[list[dict]]:
     """Yields lists of records, one an image, in the order of the examples from number `first` on: a batch of
     at most `rows` answers (but one image at least) at a time. The other arguments are evaluate's."""
     images_per_batch = max(1, rows // n)
@@ -116,13 +126,16 @@ def answer_in_batches(policy: Policy, judge: Judge, examples: list[data.Example]
             end = (first // images_per_batch + 1) * images_per_batch
             batch = examples[first:end]
 
-            # rollout: n answers to each image that can be read
+            # rollout: n answers to each image that can be read; very large ones are answered fewer at a time
             readable, images, unreadable = data.read_images(batch)
+            ids = [example.id for example in readable]
             groups = []
-            if images:
-                ids = [example.id for example in readable]
-                groups = sample(policy, images, ids, question, n=n, seed=seed, stream="evaluate",
-                                temperature=temperature, max_new_tokens=max_new_tokens, max_rows=rows)
+            most_pixels = max(images_per_batch, FEW_IMAGES) * PLANNED_PIXELS
+            for some in split_images(images, len(batch), most_pixels, policy.max_pixels):
+                some_ids = ids[len(groups):len(groups) + len(some)]
+                groups += sample(policy, some, some_ids, question, n=n, seed=seed, stream="evaluate",
+                                 temperature=temperature, max_new_tokens=max_new_tokens, max_rows=rows,
+                                 top_p=top_p)
 
             # judge: a category for each answer
             truths = [example.label for example in readable]
@@ -135,7 +148,7 @@ def answer_in_batches(policy: Policy, judge: Judge, examples: list[data.Example]
                     choices[example.id] = own_choice(policy, image, group, question, max_new_tokens, seed)
 
             # The prompts' embeddings in the groups would take room in the next rollout.
-            records = batch_records(batch, readable, groups, judged, unreadable, embed)
+            records = batch_records(batch, readable, groups, judged, unreadable, scorers)
             for record in records:
                 if record["id"] in choices:
                     record["choice"] = choices[record["id"]]
@@ -146,12 +159,14 @@ def answer_in_batches(policy: Policy, judge: Judge, examples: list[data.Example]
 
 
 def batch_records(batch: list[data.Example], readable: list[data.Example], groups: list[Group],
-                  judged: list[list], unreadable: list[str], embed) -> list[dict]:
+                  judged: list[list], unreadable: list[str],
+                  scorers: dict[str, Scorer] | None = None) -> list[dict]:
     """A record for each image of the batch, in its order. readable, groups, judged: those that were answered;
     unreadable: a line for each of the others."""
     answered = {}
-    for example, group, categories in zip(readable, groups, judged):
-        answered[example.id] = answer_record(example, group, categories, embed)
+    scores = model_scores(scorers or {}, readable, groups)
+    for example, group, categories, own_scores in zip(readable, groups, judged, scores):
+        answered[example.id] = answer_record(example, group, categories, own_scores)
     lines = iter(unreadable)
     records = []
     for example in batch:
@@ -216,25 +231,30 @@ def before_and_after(policy: Policy, judge: Judge, tests: dict[str, list], quest
 
 
 def answer_pictures(policy: Policy, paths: list[str], question: str, n: int, temperature: float,
-                    max_new_tokens: int, seed: int) -> None:
+                    max_new_tokens: int, seed: int, top_p: float = 1.0) -> None:
     """Prints the greedy answer to each picture, then, for n > 1, what n sampled answers say, the most
     frequent first. Raises OSError where none of the pictures can be read."""
-    examples = [data.Example(path, "", "", partial(data.read_image, path)) for path in paths]
-    readable, images, unreadable = data.read_images(examples)
-    ids = [example.id for example in readable]
-    if images:
+    unreadable = []
+    for start in range(0, len(paths), PICTURES):
+        some = [data.Example(path, "", "", partial(data.read_image, path))
+                for path in paths[start:start + PICTURES]]
+        readable, images, lines = data.read_images(some)
+        unreadable += lines
+        if not images:
+            continue
+        ids = [example.id for example in readable]
         greedy = sample(policy, images, ids, question, n=1, temperature=0.0, max_new_tokens=max_new_tokens,
                         seed=seed)
         sampled = [None] * len(images)
         if n > 1:
             sampled = sample(policy, images, ids, question, n=n, temperature=temperature,
-                             max_new_tokens=max_new_tokens, seed=seed)
+                             max_new_tokens=max_new_tokens, seed=seed, top_p=top_p)
         for path, one, many in zip(ids, greedy, sampled):
             print_answers(path, one, many)
 
     for line in unreadable:
         print(line, file=sys.stderr)
-    if not images:
+    if len(unreadable) == len(paths):
         raise OSError("none of the pictures could be read")
 
 
@@ -272,13 +292,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--adapter", nargs="+", default=["none"], metavar="DIR",
                    help="adapters or runs, compared with the first; none = the base (default)")
     p.add_argument("--prompt", default="base",
-                   help=f"the question: {', '.join(PROMPTS)}, or a text file; in the embedded world "
+                   help=f"the question: {', '.join(PROMPTS)}, or a text file (direct: no thinking; owc: "
+                        "lmms-owc's, answered by the whole reply); in the embedded world "
                         f"{', '.join(captions.PROMPTS)} (default: base)")
     p.add_argument("--n", type=int, default=1,
                    help="answers an image (default: 1); above 1 with the best of 1, 2, 4, ...")
     p.add_argument("--choose", action="store_true",
                    help="with --n: ask the model which of its own answers it takes, one more answer an image")
     p.add_argument("--temperature", type=float, help="default: 0 (greedy) for n = 1, else 1")
+    p.add_argument("--top-p", type=float, default=1.0, metavar="SHARE",
+                   help="sample among the likeliest tokens that together have this probability (default: 1, "
+                        "all of them; the release's best of 64: temperature 0.6, 0.95)")
     p.add_argument("--judge", action="append",
                    help=f"chat model, http://server, taxonomy.json, or taxonomy; A,B,C vote; a whole name is "
                         f"{WHOLE_NAME} (default: taxonomy for the embedded world, else {JUDGE}); with "
@@ -290,11 +314,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-unreadable", type=float, default=0.5, metavar="SHARE",
                    help="share of a dataset's images that can't be read that ends the command (default: 0.5)")
     p.add_argument("--embedder",
-                   help="encoder of texts, folder or hub name: adds semantic similarity "
+                   help="encoder of texts, folder or hub name: adds semantic and concept similarity "
                         "(the literature's: sentence-transformers/all-MiniLM-L6-v2)")
-    p.add_argument("--max-new-tokens", type=int, help="default: 512, for the embedded world 16")
+    p.add_argument("--language-inclusion", metavar="MODEL",
+                   help="chat model, folder or hub name, that is asked whether an answer holds the truth "
+                        "(the literature's: meta-llama/Llama-3.2-3B-Instruct)")
+    p.add_argument("--max-new-tokens", type=int, help="default: 2048, for the embedded world 16")
     p.add_argument("--max-pixels", type=int,
-                   help="larger images are scaled down (default: 512 x 28 x 28; none in the embedded world)")
+                   help="larger images are scaled down (default: full resolution, as far as the checkpoint's "
+                        "own limit)")
     p.add_argument("--rows", type=int, default=256,
                    help="answers decoded, or with --answers judged, at a time (default: 256; on a GPU at "
                         "most what fits)")
@@ -328,7 +356,10 @@ def check_options(args) -> None:
         check_value(name, getattr(args, name), must)
     if args.temperature:  # 0 is greedy
         check_value("temperature", args.temperature, TEMPERATURE)
+    check_value("top_p", args.top_p, TOP_P)
 
+    if args.language_inclusion and args.language_inclusion.startswith(("http://", "https://")):
+        raise ValueError("--language-inclusion takes a chat model's folder or hub name, no server")
     if args.choose and args.n < 2:
         raise ValueError("--choose chooses among several answers: give --n 2 or more")
 
@@ -350,10 +381,13 @@ def check_options(args) -> None:
         refuse_idle_with_answers(args)
         return
     if args.image:
-        needing_data = ("out", "limit", "embedder", "choose", "audit")
-        idle = [f"--{name}" for name in needing_data if getattr(args, name)]
+        needing_data = ("out", "limit", "embedder", "language_inclusion", "choose", "audit")
+        idle = [flag(name) for name in needing_data if getattr(args, name)]
         if idle:
-            raise ValueError(f"--image only prints answers: {' and '.join(idle)} need --data")
+            raise ValueError(f"--image only prints answers: give --data for {' and '.join(idle)}")
+        if args.n == 1 and (args.temperature or args.top_p < 1):
+            raise ValueError("--image prints the greedy answer: a temperature and top_p are of the answers "
+                             "beside it, give --n 2 or more")
     if args.judge and len(args.judge) > 1:
         raise ValueError("several judges are compared on answers that are stored: answer once, with one "
                          "--judge and --out FILE.json, then give --answers FILE.jsonl and every --judge")
@@ -361,8 +395,8 @@ def check_options(args) -> None:
 
 def refuse_idle_with_answers(args) -> None:
     """Raises ValueError for what has no effect where nothing is answered."""
-    of_the_policy = ("image", "model", "adapter", "prompt", "n", "choose", "temperature", "max_unreadable",
-                     "max_new_tokens", "max_pixels", "seed")
+    of_the_policy = ("image", "model", "adapter", "prompt", "n", "choose", "temperature", "top_p",
+                     "max_unreadable", "max_new_tokens", "max_pixels", "seed")
     of_the_data = ("root", "split", "protocol", "limit")
     defaults = parser()
     given = [name for name in vars(args) if getattr(args, name) != defaults.get_default(name)]
@@ -372,7 +406,7 @@ def refuse_idle_with_answers(args) -> None:
         raise ValueError(f"--answers judges what is stored: {' and '.join(idle)} would do nothing")
     idle = [flag(name) for name in given if name in of_the_data]
     if idle and not args.data:
-        raise ValueError(f"--answers takes the images from its files: {' and '.join(idle)} need --data")
+        raise ValueError(f"--answers takes the images from its files: give --data for {' and '.join(idle)}")
 
 
 def resolve(args) -> Command:
@@ -392,6 +426,9 @@ def resolve(args) -> Command:
     question = question_for(args.prompt, ["toy"] if toy else ["real"])
     if args.choose and toy:
         raise ValueError("--choose needs words that the embedded world's policy lacks: leave it out")
+    if args.choose and question == PROMPTS["owc"]:
+        raise ValueError("--choose lists answers between tags, which the prompt owc does not ask for: leave "
+                         "one of them out")
 
     # decoding: greedy, unless there are several answers an image
     temperature = args.temperature
@@ -399,6 +436,8 @@ def resolve(args) -> Command:
         temperature = 1.0 if args.n > 1 else 0.0
     if args.n > 1 and temperature == 0:
         raise ValueError("n > 1 greedy answers to one image are all the same: give a temperature")
+    if args.top_p < 1 and temperature == 0:
+        raise ValueError("--top-p would do nothing: greedy answers are not sampled, give a --temperature")
 
     defaults = TOY_DEFAULTS if toy else DEFAULTS
     return Command(
@@ -409,7 +448,7 @@ def resolve(args) -> Command:
         question=question,
         temperature=temperature,
         max_new_tokens=args.max_new_tokens or defaults["max_new_tokens"],
-        max_pixels=args.max_pixels or defaults["max_pixels"],
+        max_pixels=args.max_pixels,
     )
 
 
@@ -450,7 +489,7 @@ def name_pictures(args, command: Command) -> None:
     for adapter, title in zip(command.adapters, titles(command.adapters)):
         print(f"{command.model}, {title}:")
         answer_pictures(open_policy(args, command, adapter), args.image, command.question, args.n,
-                        command.temperature, command.max_new_tokens, args.seed)
+                        command.temperature, command.max_new_tokens, args.seed, args.top_p)
 
 
 def load_datasets(args) -> dict[str, list[data.Example]]:
@@ -506,7 +545,7 @@ def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
                 lock) -> None:
     """Answers what the tallies lack, judges it, keeps it in the file if there is one, and tallies it. judge:
     None where it is not yet loaded."""
-    embed = None
+    scorers = None
     rows = None  # answers at a time
     begun = any(tally.groups for by_name in tallies.values() for tally in by_name.values())
     for adapter in command.adapters:
@@ -518,20 +557,21 @@ def answer_rest(args, command: Command, datasets: dict[str, list[data.Example]],
                 continue
 
             # Loaded when they are first needed: where nothing is left to answer, not even the model is.
+            if scorers is None:
+                scorers = load_scorers(args, "cuda" if torch.cuda.is_available() else "cpu")
             if policy is None:
                 policy = open_policy(args, command, adapter)
             if judge is None:
                 judge = load_judge(command.judge, args, policy.device)
             if rows is None:
                 rows = rows_at_a_time(policy, judge, command.question, args.n, max(1, args.rows // args.n),
-                                      command.max_new_tokens, command.max_pixels, most=args.rows)
-                if args.embedder:
-                    embed = load_embedder(args.embedder, policy.device)
+                                      command.max_new_tokens, command.max_pixels, most=args.rows,
+                                      beside=scorers.get("language_inclusion"))
 
             batches = answer_in_batches(policy, judge, examples, command.question, args.n,
                                         command.temperature, command.max_new_tokens, args.seed, rows,
-                                        label=f"{adapter} {name}", embed=embed, first=done,
-                                        choose=args.choose)
+                                        label=f"{adapter} {name}", top_p=args.top_p, scorers=scorers,
+                                        first=done, choose=args.choose)
             batches = readable_batches(batches, tally.unreadable, len(examples), args.max_unreadable, name)
             for records in trusted_batches(batches, judge, len(examples) - done):
                 if file is not None:
@@ -568,10 +608,14 @@ def print_results(args, command: Command, results: dict[str, dict[str, dict]],
     """The table; and, on the error output, the first ten of the images that could not be read."""
     if command.temperature > 0:
         how = f"{args.n} samples at temperature {command.temperature}"
+        if args.top_p < 1:
+            how += f", top_p {args.top_p}"
     else:
         how = "greedy"
     print(f"{command.model}, prompt {args.prompt!r}, {how}, judge {judge_label(command.judge)}, "
           f"{args.split} images")
+    if command.question == PROMPTS["owc"]:
+        print(WHOLE_REPLIES)
     if errors is not None:
         print(errors_line(args.audit, errors))
     print()

@@ -14,7 +14,8 @@ Where this departs from the official release (verl):
 2. One denominator for the whole optimizer step, no mean per micro-batch: how a step is split changes nothing.
 3. "seq-mean-token-sum-norm" is a mean over rows too, as Dr. GRPO writes it; verl divides the sum of all rows
    by the padded length alone.
-4. `floor` is CoRPO's, and `overlong_penalty` DAPO's; a group of equal rewards stays at 0 under a floor too.
+4. `floor` is CoRPO's, `overlong_penalty` DAPO's and `length_penalty` ours; a group of equal rewards stays at
+   0 under a floor too.
 5. `clipfrac` is CleanRL's: the share of tokens whose ratio left the clip range, whatever the advantage's
    sign.
 """
@@ -73,6 +74,12 @@ def overlong_penalty(length: int, max_new_tokens: int, buffer: int) -> float:
     there on linearly down to -1 at max_new_tokens."""
     over = length - (max_new_tokens - buffer)
     return min(-over / buffer, 0.0)
+
+
+def length_penalty(length: int, max_new_tokens: int, weight: float) -> float:
+    """What a completion of so many tokens costs where every token has its price: nothing at length 0, weight
+    at max_new_tokens. Returns a number that is at most 0."""
+    return -weight * length / max_new_tokens
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -1024,10 +1024,11 @@ class LLMJudge(BaseJudge):
     prompt: as in load_prompt (default: by the model's size). name: what remembered verdicts are kept under; a
     model without one shares them with no other."""
     last_error = "the model returned NaN"
+    labels = tuple(category.label for category in Category)  # what the model may say
 
     def __init__(self, model, tokenizer, prompt: str | None = None, name: str = ""):
         if not getattr(tokenizer, "chat_template", None):
-            raise ValueError("the judge needs a chat model: this tokenizer has no chat template")
+            raise ValueError("it takes a chat model: this tokenizer has no chat template")
         self.model = model.eval()
         self.tokenizer = tokenizer
         if not prompt:
@@ -1055,7 +1056,7 @@ class LLMJudge(BaseJudge):
         return verdicts
 
     def logprobs(self, pairs: Sequence[Pair]):
-        """(len(pairs), 6) float32: log-probability of each category's first token; pairs normalised."""
+        """(len(pairs), 6) float32, a column a label: log-probability of its first token; pairs normalised."""
         import torch
         rows = []
         for pair in pairs:
@@ -1065,7 +1066,7 @@ class LLMJudge(BaseJudge):
                 output = self.model(input_ids=tokens, use_cache=False, logits_to_keep=1)
             logits = output.logits[0, -1]  # (V,)
 
-            # Of the whole vocabulary, the six tokens that begin a category.
+            # Of the whole vocabulary, the tokens that begin a label.
             logprobs = logits.float().log_softmax(-1)  # (V,)
             rows.append(logprobs[self.first_tokens].cpu())  # (6,)
         return torch.stack(rows)
@@ -1081,27 +1082,32 @@ class LLMJudge(BaseJudge):
 
     def render(self, pair: Pair) -> str:
         """The prompt about one normalised pair, up to where the verdict begins."""
-        turns = chat(self.prompt, pair)
+        turns = self.turns(pair)
         # Templates of models that don't think ignore enable_thinking. Some write today's date into the
         # prompt, with which verdicts would change from day to day.
         return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True,
                                                   enable_thinking=False, strftime_now=one_date)
 
+    def turns(self, pair: Pair) -> list[dict]:
+        return chat(self.prompt, pair)
+
     def encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def find_first_tokens(self, prompt: str) -> tuple[list[int], list[int]]:
-        """(the tokens that begin every category behind this prompt, mostly none; the six that come next)."""
-        # The categories are cut as they stand behind the prompt: alone they could begin with a space.
-        options = [self.encode(prompt + category.label) for category in Category]
+        """(the tokens that begin every label behind this prompt, mostly none; those that come next, one a
+        label)."""
+        # The labels are cut as they stand behind the prompt: alone they could begin with a space.
+        options = [self.encode(prompt + label) for label in self.labels]
         before = os.path.commonprefix([self.encode(prompt), *options])
         endings = [tokens[len(before):] for tokens in options]
 
         # Some tokenizers put a token of its own before every word: what comes after it decides.
         lead = os.path.commonprefix(endings)
         first = [tokens[len(lead)] for tokens in endings if len(tokens) > len(lead)]
-        if len(set(first)) < len(Category):
-            raise ValueError("this judge's tokenizer has no six different first tokens for the categories")
+        if len(set(first)) < len(self.labels):
+            raise ValueError("this judge's tokenizer has no different first tokens for "
+                             f"{', '.join(self.labels)}")
         return lead, first
 
     @classmethod

@@ -14,6 +14,7 @@ Below, B is images and N answers to each. A group is one image's N verdicts: a C
 answer is malformed.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -443,6 +444,43 @@ def similarity(embed, truth: str, answers: Sequence[str | None]) -> list[float]:
             score = float(vectors[answer] @ vectors[truth])
         scores.append(round(score, 6))
     return scores
+
+
+# Words that stand between an answer's concepts: "a bird with a red head, perched on the branch of an oak".
+BETWEEN_CONCEPTS = frozenset(
+    "a an the this that these those his her its their some it they there which who whose and or but nor "
+    "of in on at by for with from to into near over under above below between behind beside like as than "
+    "is are was were be been being has have had appears seems looks".split())
+NO_CONCEPTS = frozenset("image photo picture photograph object type kind".split())
+
+
+def concepts(answer: str) -> list[str]:
+    """The pieces of an answer that lie between its punctuation and its function words, in lower case, each
+    once, and then the whole answer."""
+    pieces = []
+    for part in re.split(r"[^\w\s'’&/-]", answer.lower()):
+        words = []
+        for word in [*part.split(), "a"]:  # a last function word closes the last piece
+            if word not in BETWEEN_CONCEPTS:
+                words.append(word)
+                continue
+            piece = " ".join(words)
+            if piece and piece not in NO_CONCEPTS:
+                pieces.append(piece)
+            words = []
+    return list(dict.fromkeys([*pieces, answer]))
+
+
+def concept_similarity(embed, truth: str, answers: Sequence[str | None]) -> list[float]:
+    """Of each answer the largest similarity to the truth among its concepts: never below that of the whole
+    answer. lmms-owc's CS takes the noun chunks and entities of a spaCy pipeline for concepts; ours are
+    `concepts`, which take no model. embed: as in similarity."""
+    pieces = [concepts(answer) if answer else [None] for answer in answers]
+    similarities = iter(similarity(embed, truth, flatten(pieces)))
+    best = []
+    for own in pieces:
+        best.append(max(next(similarities) for _ in own))
+    return best
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ Where this departs from the usual stack:
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,7 +42,9 @@ from grpo import chunked_logprobs
 from support.checkpoints import (banned_tokens, check_chat_template, end_of_sequence_ids, limit_pixels,
                                  load_checkpoint, one_line, padding_id, render_question)
 
-IMAGES_AT_ONCE = 32  # a bound on the vision tower's memory
+# Bounds on the vision tower's memory. One image goes through whatever its size.
+IMAGES_AT_ONCE = 32
+PIXELS_AT_ONCE = 32 * 512 * 28 * 28
 
 # ------------------------------------------------------------------------------------------------------------
 # Loading
@@ -59,6 +62,8 @@ class Policy:
     name: str = ""
     shared: bool = True  # completions are scored on top of their prompt's keys and values
     rows: int | None = None  # answers that can be decoded at a time, once memory has run out
+    max_pixels: int | None = None      # larger images are scaled down
+    planned_prompt: int | None = None  # tokens of a prompt, where memory is reckoned with (support/memory.py)
 
     @property
     def tokenizer(self):
@@ -79,6 +84,7 @@ def load(name: str, device="cpu", dtype=torch.float32, max_pixels: int | None = 
     try_picture(policy)
     if max_pixels is not None:
         limit_pixels(processor.image_processor, max_pixels)
+    policy.max_pixels = max_pixels
     return policy
 
 
@@ -148,12 +154,32 @@ def encode(policy: Policy, images: list, question: str) -> list[Prompt]:
     """Each PIL image with the question in one user turn, image first. Vision tower and embeddings are frozen:
     what is made here serves rollout, reference and update. Raises ValueError for an image no patch grid fits
     (an aspect ratio above 200)."""
-    if not images:
-        return []
-    if len(images) > IMAGES_AT_ONCE:
-        first = encode(policy, images[:IMAGES_AT_ONCE], question)
-        return first + encode(policy, images[IMAGES_AT_ONCE:], question)
+    prompts = []
+    for some in split_images(images, IMAGES_AT_ONCE, PIXELS_AT_ONCE, policy.max_pixels):
+        prompts += encode_together(policy, some, question)
+    return prompts
 
+
+def split_images(images: list, most: int, most_pixels: int, max_pixels: int | None = None) -> Iterator[list]:
+    """The images in lists, in order: at most so many, and of so many pixels together, but one whatever its
+    size. max_pixels: an image counts as no more, since it is scaled down."""
+    some = []
+    pixels = 0
+    for image in images:
+        own = image.width * image.height
+        own = min(own, max_pixels or own)
+        if some and (len(some) == most or pixels + own > most_pixels):
+            yield some
+            some = []
+            pixels = 0
+        some.append(image)
+        pixels += own
+    if some:
+        yield some
+
+
+def encode_together(policy: Policy, images: list, question: str) -> list[Prompt]:
+    """encode, all images in one forward of the vision tower."""
     # Render the chat, and prepare each image: token ids with a token for each image feature, and pixels.
     text = render_question(policy.processor, question)
     batches = [processor_inputs(policy, text, image) for image in images]

@@ -6,20 +6,23 @@ B images, N completions each, R = B * N rows, P prompt tokens (image tokens incl
 (right-padded), V vocabulary.
 
 Image and prompt are encoded once, and `model.generate` continues all rows of many images together, whose
-prompts may have any length; rows that have ended are dropped on the way. Sampling is by temperature alone.
-Its random numbers are drawn ahead for each (seed, stream, image, n): no random state needs saving, and an
-answer does not depend on what else is in the batch (but where rounding decides: one in some hundreds in
+prompts may have any length; rows that have ended are dropped on the way. Training samples by temperature
+alone. The random numbers are drawn ahead for each (seed, stream, image, n): no random state needs saving, and
+an answer does not depend on what else is in the batch (but where rounding decides: one in some hundreds in
 float32, more of them in bfloat16).
 
 Where this departs from the official release:
 1. Hugging Face `generate` in this process instead of a vLLM server; the questions are in our own words.
 2. Control and image tokens are never sampled (there, one sampled image token ends the run) and have no share
    in the scored distribution either: what is scored is what was sampled.
-3. An answer is searched outside closed <think> blocks: a name that is only thought is not given.
+3. An answer is searched outside closed <think> blocks: a name that is only thought is not given. lmms-owc's
+   question asks for no tags: its answer is the rest of the reply.
 """
 
 import hashlib
+import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,21 +32,26 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
-from judge import parse_answer
+from judge import closed_blocks, parse_answer
 from lora import cast_adapters
 from policy import Policy, Prompt, decoder_inputs, encode
 from support.shared_prompt_cache import EndedRows, SharedPromptCache, shared_prompt_attention
 
-PROMPTS_AT_ONCE = 32       # a bound on the memory of their forward
+# Bounds on the memory of the prompts' forward: how many, and their tokens when they are padded.
+PROMPTS_AT_ONCE = 32
+PROMPT_TOKENS_AT_ONCE = 32 * 640
 SAMPLER_BYTES = 256 << 20  # a bound on the sampler's temporaries
 
 # ------------------------------------------------------------------------------------------------------------
 # The question
 
+ANY_TAG = re.compile("</?(?:think|answer)>", re.IGNORECASE)
 QUESTION = "Classify the main subject of this picture: what is it?"
 THINK = "Think about it first, between <think> and </think>."
 ANSWER = "Then give nothing but its name between <answer> and </answer>"
 FORMAT = f"{THINK} {ANSWER}, or None if you cannot name it at all."
+DIRECT = ("Do not explain: give nothing but its name between <answer> and </answer>, or None if you cannot "
+          "name it at all.")
 
 PROMPTS = {
     "base": f"{QUESTION} {FORMAT}",
@@ -59,7 +67,28 @@ PROMPTS = {
                        f"cautious name that is certain to be true. {FORMAT}",
     "max_specificity": f"{QUESTION} Always commit to the finest kind there is a name for, even where you "
                        f"have to guess. {THINK} {ANSWER}. None is no answer.",
+    "direct": f"{QUESTION} {DIRECT}",
+    "owc": "What type of object is in this photo?",  # lmms-owc's, word for word: it asks for no tags
 }
+
+
+def read_answer(text: str, question: str) -> str | None:
+    """The answer in a completion: what its answer tags hold, by `parse_answer`. To lmms-owc's question, which
+    asks for no tags, also the whole reply without its closed thoughts; none where a tag is left in it."""
+    answer = parse_answer(text)
+    if answer is not None or question != PROMPTS["owc"]:
+        return answer
+    reply = ""
+    place = 0
+    for block, start, end in closed_blocks(text):
+        if block == "think":
+            reply += text[place:start]
+            place = end
+    reply = (reply + text[place:]).strip()
+    is_cut = ANY_TAG.search(reply) is not None
+    says_something = any(character.isalnum() for character in reply)
+    return reply if says_something and not is_cut else None
+
 
 # ------------------------------------------------------------------------------------------------------------
 # N answers to each image
@@ -88,12 +117,13 @@ class Group:
 
 def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, seed: int = 0,
            stream: str = "", temperature: float = 1.0, max_new_tokens: int = 512,
-           max_rows: int = 256) -> list[Group]:
+           max_rows: int = 256, top_p: float = 1.0) -> list[Group]:
     """N completions for each of B images, in the order of the images.
 
     images: B PIL images; ids: their B names, which with (seed, stream, n) fix the random numbers. temperature
-    0 is greedy. At most max_rows rows are decoded at a time, half as many from then on where memory runs
-    out (once: OutOfMemoryError if it runs out again), images with prompts of about one length together.
+    0 is greedy. top_p below 1 leaves the least likely tokens out: for evaluations, since training scores the
+    whole distribution. At most max_rows rows are decoded at a time, half as many from then on where memory
+    runs out (once: OutOfMemoryError if it runs out again), images with prompts of about one length together.
     """
     # Each image and the question go through the frozen parts once.
     prompts = encode(policy, images, question)
@@ -108,7 +138,7 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
     has_halved = False
     while queue:
         # A round: as many rows as may be decoded at a time.
-        rows = next_round(queue, max_rows, policy.shared)
+        rows = next_round(queue, prompts, n, max_rows, max_new_tokens, policy)
         row_prompts = [prompts[i] for i, _ in rows]
 
         # Random numbers: every row's own.
@@ -118,7 +148,7 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
             uniforms = draw_uniforms(names, max_new_tokens).to(policy.device)  # (R, T)
 
         # Decode. If memory runs out, with half as many rows from here on, and in later calls too.
-        tensors = decode_if_it_fits(policy, row_prompts, uniforms, temperature, max_new_tokens)
+        tensors = decode_if_it_fits(policy, row_prompts, uniforms, temperature, max_new_tokens, top_p)
         if tensors is None:
             if has_halved or len(rows) == 1:
                 raise torch.cuda.OutOfMemoryError(f"out of memory with {len(rows)} rows decoded at a time")
@@ -137,7 +167,7 @@ def sample(policy: Policy, images: list, ids: list[str], question: str, n: int, 
     # An image with its N completions is a group.
     groups = []
     for name, prompt, own in zip(ids, prompts, completions):
-        groups.append(make_group(policy, name, prompt, own))
+        groups.append(make_group(policy, name, prompt, own, question))
     return groups
 
 
@@ -150,13 +180,29 @@ def rows_by_prompt_length(prompts: list[Prompt], n: int) -> list[tuple[int, int]
     return rows
 
 
-def next_round(queue: list[tuple[int, int]], max_rows: int, shared: bool) -> list[tuple[int, int]]:
+def next_round(queue: list[tuple[int, int]], prompts: list[Prompt], n: int, max_rows: int,
+               max_new_tokens: int, policy: Policy) -> list[tuple[int, int]]:
     """The queue's first rows, at most max_rows. Where prompts can't be shared: of the first image alone."""
     rows = queue[:max_rows]
-    if shared:
+    if not policy.shared:
+        first, _ = queue[0]
+        return [(i, k) for i, k in rows if i == first]
+    if policy.planned_prompt is None:
         return rows
-    first, _ = queue[0]
-    return [(i, k) for i, k in rows if i == first]
+
+    # max_rows was reckoned for prompts of a certain length. Where images are larger, fewer rows come to as
+    # many tokens: their own, and each image's prompt, padded to the round's longest, which is the last.
+    room = max_rows * max_new_tokens + max(1, max_rows // n) * policy.planned_prompt
+    images = 0  # of the round so far
+    last = None
+    for place, (i, _) in enumerate(rows):
+        if i != last:
+            images += 1
+            last = i
+        tokens = (place + 1) * max_new_tokens + images * len(prompts[i])
+        if images > 1 and tokens > room:
+            return rows[:place]
+    return rows
 
 
 def seed_for(*parts) -> int:
@@ -176,7 +222,7 @@ def draw_uniforms(names: list[tuple], length: int) -> Tensor:
     return torch.from_numpy(np.stack(rows))
 
 
-def make_group(policy: Policy, name: str, prompt: Prompt, rows: list[tuple]) -> Group:
+def make_group(policy: Policy, name: str, prompt: Prompt, rows: list[tuple], question: str) -> Group:
     """rows: N of completion, mask and log-probs, each (T,) with T the longest of their round."""
     completions, mask, logprobs = zip(*rows)
     completions = pad_sequence(completions, batch_first=True, padding_value=policy.pad_id)  # (N, T)
@@ -184,7 +230,7 @@ def make_group(policy: Policy, name: str, prompt: Prompt, rows: list[tuple]) -> 
     logprobs = pad_sequence(logprobs, batch_first=True, padding_value=0.0)                  # (N, T)
 
     texts = policy.tokenizer.batch_decode(completions, skip_special_tokens=True)
-    answers = [parse_answer(text) for text in texts]
+    answers = [read_answer(text, question) for text in texts]
 
     eos = torch.tensor(policy.eos_ids, device=policy.device)
     has_ended = torch.isin(completions, eos).any(1)                                         # (N,)
@@ -218,18 +264,20 @@ class Sampler(LogitsProcessor):
     chosen so far.
     """
 
-    def __init__(self, uniforms: Tensor | None, temperature: float, banned: Tensor):
+    def __init__(self, uniforms: Tensor | None, temperature: float, banned: Tensor, top_p: float = 1.0):
         self.uniforms = uniforms
         self.temperature = temperature
+        self.top_p = top_p
         self.banned = banned                        # (V,)
         self.last = int((~banned).nonzero().max())  # the last token that may be sampled
         self.logprobs = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """scores: (R, V) float32, a copy that `generate` made for this, overwritten here."""
-        # Some rows at a time: a row's temporaries take up to 24 bytes a token.
+        # Some rows at a time: a row's temporaries take up to 24 bytes a token, 48 where they are sorted.
         rows, vocabulary = scores.shape
-        rows_at_once = max(1, SAMPLER_BYTES // (24 * vocabulary))
+        bytes_a_token = 24 if self.top_p == 1 else 48
+        rows_at_once = max(1, SAMPLER_BYTES // (bytes_a_token * vocabulary))
         position = len(self.logprobs)               # counted within this `generate`
         tokens = []
         logprobs = []
@@ -253,6 +301,8 @@ class Sampler(LogitsProcessor):
             token = scores.argmax(-1, keepdim=True)                       # (r, 1)
         else:
             logprobs = (scores / self.temperature).log_softmax(-1)
+            if self.top_p < 1:
+                logprobs = nucleus(logprobs, self.top_p)
             token = self.inverse_transform(logprobs, uniforms)
         return token, logprobs.gather(-1, token)
 
@@ -264,6 +314,16 @@ class Sampler(LogitsProcessor):
         return token.clamp(max=self.last)  # rounding must not land on a banned token past the end
 
 
+def nucleus(logprobs: Tensor, top_p: float) -> Tensor:
+    """(r, V): log-probabilities of the likeliest tokens alone, as few as come to top_p together (Holtzman et
+    al., arXiv 1904.09751)."""
+    ordered, tokens = logprobs.sort(dim=-1, descending=True, stable=True)
+    before = ordered.exp().cumsum(-1) - ordered.exp()                     # of the likelier ones together
+    is_left_out = torch.empty_like(before, dtype=torch.bool)
+    is_left_out.scatter_(-1, tokens, before >= top_p)
+    return logprobs.masked_fill(is_left_out, -torch.inf).log_softmax(-1)
+
+
 def first_eos_mask(completions: Tensor, eos_ids: list[int]) -> Tensor:
     """(R, T) bool, true up to and including each row's first EOS: stopping is part of the answer and is
     trained. By position, not by token id: the padding token often is an EOS itself."""
@@ -273,12 +333,12 @@ def first_eos_mask(completions: Tensor, eos_ids: list[int]) -> Tensor:
 
 
 def decode_if_it_fits(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, temperature: float,
-                      max_new_tokens: int) -> tuple[Tensor, Tensor, Tensor] | None:
+                      max_new_tokens: int, top_p: float = 1.0) -> tuple[Tensor, Tensor, Tensor] | None:
     """decode(...), plainly where prompts can't be shared; None where GPU memory runs out."""
     try:
         if not policy.shared:
-            return decode_plainly(policy, prompts, uniforms, temperature, max_new_tokens)
-        return decode(policy, prompts, uniforms, temperature, max_new_tokens)
+            return decode_plainly(policy, prompts, uniforms, temperature, max_new_tokens, top_p)
+        return decode(policy, prompts, uniforms, temperature, max_new_tokens, top_p)
     except torch.cuda.OutOfMemoryError:
         pass
     # Outside the except clause, whose traceback holds the memory.
@@ -299,7 +359,7 @@ def generate(policy: Policy, ids: Tensor, first_position: Tensor, cache: Cache, 
 
 @torch.inference_mode()
 def decode_plainly(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, temperature: float,
-                   max_new_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+                   max_new_tokens: int, top_p: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """Completions, mask and sampling log-probs, each (R, T), of R rows that go on from one prompt: on
     transformers' own cache, a copy of the prompt's keys and values for each row."""
     model = policy.model.eval()  # in train mode, HF's checkpointing would silently drop the cache
@@ -313,14 +373,14 @@ def decode_plainly(policy: Policy, prompts: list[Prompt], uniforms: Tensor | Non
 
     ids = prompt.ids.repeat(rows, 1)                                      # (R, P)
     last_position = prompt.ids.new_full((rows, 1), prompt.start - 1)      # (R, 1)
-    sampler = Sampler(uniforms, temperature, policy.banned)
+    sampler = Sampler(uniforms, temperature, policy.banned, top_p)
     ids = generate(policy, ids, last_position, cache, sampler, max_new_tokens, criteria=[])
     return with_mask(policy, ids[:, len(prompt):], torch.stack(sampler.logprobs, dim=1))
 
 
 @torch.inference_mode()
 def decode(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, temperature: float,
-           max_new_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+           max_new_tokens: int, top_p: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
     """decode_plainly for R prompts of any length, all rows together. Prompts that stand next to each other
     and are the same object are forwarded and kept once; rows that have ended are dropped on the way.
     uniforms: (R, max_new_tokens)."""
@@ -347,7 +407,7 @@ def decode(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, tempe
             remaining = None
             if uniforms is not None:
                 remaining = uniforms[rows, length:]
-            sampler = Sampler(remaining, temperature, policy.banned)
+            sampler = Sampler(remaining, temperature, policy.banned, top_p)
             ended_rows = EndedRows(eos, len(rows))
             with shared_prompt_attention(model):
                 ids = generate(policy, ids, positions + length, cache, sampler, max_new_tokens - length,
@@ -393,9 +453,24 @@ def prefill(policy: Policy, prompts: list[Prompt]) -> list[DynamicCache]:
     are padded on the right, where no real token looks."""
     decoder = policy.model.get_decoder()
     caches = []
-    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+    for some in split_prompts(prompts):
         cache = DynamicCache(config=decoder.config)
-        inputs = decoder_inputs(prompts[start:start + PROMPTS_AT_ONCE], end=-1)
-        decoder(**inputs, use_cache=True, past_key_values=cache)
+        decoder(**decoder_inputs(some, end=-1), use_cache=True, past_key_values=cache)
         caches.append(cache)
     return caches
+
+
+def split_prompts(prompts: list[Prompt]) -> Iterator[list[Prompt]]:
+    """The prompts in lists, in order, each as long as the bounds on the memory of their forward allow. One
+    prompt goes through whatever its length."""
+    some = []
+    longest = 0
+    for prompt in prompts:
+        padded_tokens = max(longest, len(prompt)) * (len(some) + 1)
+        if some and (len(some) == PROMPTS_AT_ONCE or padded_tokens > PROMPT_TOKENS_AT_ONCE):
+            yield some
+            some = []
+            longest = 0
+        some.append(prompt)
+        longest = max(longest, len(prompt))
+    yield some

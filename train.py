@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 import data
 from evaluate import before_and_after, evaluate
-from grpo import (KL_CLAMP, aggregate, group_advantages, k3_kl, loss_denominator, masked_mean,
+from grpo import (KL_CLAMP, aggregate, group_advantages, k3_kl, length_penalty, loss_denominator, masked_mean,
                   overlong_penalty, policy_loss)
 from judge import JUDGE_ERROR, judge_groups
 from lora import adapters_off, add_lora, save_adapter
@@ -116,6 +116,8 @@ class Config:
     clip_high: float | None = option(None, "upper clip; None: by --loss", "official: .2", FROM_0)
     overlong_buffer: int | None = option(None, "last tokens in which length costs reward; None: free",
                                          "official dapo: a quarter", COUNT)
+    length_penalty: float = option(0.0, "reward that an answer of --max-new-tokens loses, a shorter one less",
+                                   "official: 0", FROM_0)
     dynamic_sampling: bool = option(False, "draw images until a step's groups all have unequal rewards",
                                     "official dapo: on")
     corpo_floor: float | None = option(None, "reward below which no advantage is positive", "CoRPO", FINITE)
@@ -370,8 +372,8 @@ def give_rewards(groups: list[Group], config: Config, step: int) -> None:
     for group in groups:
         group.rewards = group_rewards(group.categories, config)
 
-    # DAPO's price of length.
-    if config.overlong_buffer is not None:
+    # The price of length: DAPO's, of the last tokens, and one of every token. Both are off by default.
+    if config.overlong_buffer is not None or config.length_penalty > 0:
         for group in groups:
             group.rewards = with_price_of_length(group, config)
 
@@ -386,8 +388,10 @@ def with_price_of_length(group: Group, config: Config) -> list[float]:
     """The group's N rewards, each with what its answer's length costs."""
     priced = []
     for reward, length in zip(group.rewards, group.mask.sum(dim=1).tolist()):
-        penalty = overlong_penalty(length, config.max_new_tokens, config.overlong_buffer)
-        priced.append(reward + penalty)
+        reward += length_penalty(length, config.max_new_tokens, config.length_penalty)
+        if config.overlong_buffer is not None:
+            reward += overlong_penalty(length, config.max_new_tokens, config.overlong_buffer)
+        priced.append(reward)
     return priced
 
 
@@ -761,6 +765,8 @@ def run_name(config: Config) -> str:
         parts.append(config.loss)
     if config.overlong_buffer is not None:
         parts.append(f"overlong{config.overlong_buffer}")
+    if config.length_penalty > 0:
+        parts.append(f"length{config.length_penalty:g}")
     if config.dynamic_sampling:
         parts.append("dynamic")
     if config.corpo_floor is not None:

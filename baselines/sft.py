@@ -17,7 +17,7 @@ import torch
 
 import data
 from policy import Policy, encode
-from rollout import Group
+from rollout import PROMPTS, Group
 from support.command_line import flag, one_line_errors, parse, parser
 from support.opening import is_toy, require_readable
 from support.processes import gather, share
@@ -25,8 +25,8 @@ from support.step_log import StepLog
 from train import (TOY, Config, Job, finish_step, learning_rate, make_config, places_in, resume_config,
                    run_job, set_learning_rate, step_examples, steps_to_go, update)
 
-IDLE = ("reward", "odds", "noise", "control", "loss", "overlong_buffer", "dynamic_sampling",
-        "corpo_floor")  # options of train.py that would do nothing here
+IDLE = ("reward", "odds", "noise", "control", "loss", "overlong_buffer", "length_penalty",
+        "dynamic_sampling", "corpo_floor")  # options of train.py that would do nothing here
 
 
 def train(job: Job) -> None:
@@ -59,14 +59,16 @@ def train(job: Job) -> None:
 
 def label_groups(policy: Policy, examples: list, images: list, question: str,
                  words_apart: bool = False) -> list[Group]:
-    """A Group with one completion for each image: its label in an answer tag, behind an empty think block.
+    """A Group with one completion for each image: its label in an answer tag, behind an empty think block,
+    unless the question forbids thoughts.
 
     words_apart: tags stand between blanks.
     """
+    thoughts = "" if question == PROMPTS["direct"] else "<think></think> "
     groups = []
     prompts = encode(policy, images, question)
     for example, prompt in zip(examples, prompts):
-        text = f"<think></think> <answer>{example.label}</answer>"
+        text = f"{thoughts}<answer>{example.label}</answer>"
         if words_apart:
             text = text.replace("<", " <").replace(">", "> ")
         tokens = policy.tokenizer(text, add_special_tokens=False)["input_ids"] + policy.eos_ids[:1]

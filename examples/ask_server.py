@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 import data
 from evaluate import batch_records
-from judge import judge_groups, judge_label, open_judge, parse_answer
+from judge import judge_groups, judge_label, open_judge
 from judges.endpoint import Endpoint, NoWords
 from metrics import Summary, Tally
-from rollout import PROMPTS
+from rollout import PROMPTS, read_answer
 from support.answers import append_answers, lock_answers, stored_answers
 from support.command_line import COUNT, TOKENS, check_value, one_line_errors
 from support.judging import prompt_texts, trusted_batches
@@ -72,10 +72,12 @@ def answer_in_batches(args: argparse.Namespace, judge, examples: list[data.Examp
             texts = list(pool.map(answer, images))
 
             # Each answer is a group of one.
-            groups = [SimpleNamespace(texts=[text], answers=[parse_answer(text)]) for text in texts]
+            groups = []
+            for text in texts:
+                groups.append(SimpleNamespace(texts=[text], answers=[read_answer(text, question)]))
             truths = [example.label for example in readable]
             judged = judge_groups(judge, truths, [group.answers for group in groups])
-            yield batch_records(batch, readable, groups, judged, unreadable, embed=None)
+            yield batch_records(batch, readable, groups, judged, unreadable)
 
 
 def answer_arguments(args: argparse.Namespace) -> dict:
@@ -87,7 +89,8 @@ def answer_arguments(args: argparse.Namespace) -> dict:
     arguments["judge"] = judge_label(args.judge)
     arguments["prompts"] = prompt_texts(None, [args.judge])
     question = question_for(args.prompt, [args.data])
-    return arguments | {"question": question, "n": 1, "embedder": None, "choose": False}
+    return arguments | {"question": question, "n": 1, "embedder": None, "language_inclusion": None,
+                        "choose": False}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -99,7 +102,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument("--split", default="test")
     p.add_argument("--limit", type=int, help="at most this many images, a random subset by seed 42")
     p.add_argument("--prompt", default="base", help=f"{', '.join(PROMPTS)}, or a text file (default: base)")
-    p.add_argument("--max-new-tokens", type=int, default=512)
+    p.add_argument("--max-new-tokens", type=int, default=2048)
     p.add_argument("--workers", type=int, default=32, help="questions at a time")
     p.add_argument("--judge", required=True, help="http://server, taxonomy.json or a chat model")
     p.add_argument("--judge-model", help="the model's name on a judge server")

@@ -77,7 +77,7 @@ class PackedJudge(LLMJudge):
         self.cache: DynamicCache | None = None  # the prefix's keys and values
 
     def logprobs(self, pairs: Sequence[Pair]) -> Tensor:
-        """(len(pairs), 6) float32: log-probability of each category's first token; pairs normalised."""
+        """(len(pairs), 6) float32, a column a label: log-probability of its first token; pairs normalised."""
         if not self.packs:
             return super().logprobs(pairs)
         suffixes = self.own_tokens(pairs)

@@ -75,6 +75,14 @@ def read_old(folder: Path) -> Iterator[Row]:
         yield Row(split, car["relative_im_path"], names[car["class"].item()])
 
 
+def year_first(name: str) -> str:
+    """As lmms-owc and CaSED call a car: "2012 Acura TL Sedan" for "Acura TL Sedan 2012". A name that does not
+    end in a year stays."""
+    model, _, year = name.rpartition(" ")
+    is_year = len(year) == 4 and year.isdecimal()
+    return f"{year} {model}" if model and is_year else name
+
+
 def class_names(file: Path) -> dict[int, str]:
     """Class number, from 1: name."""
     return dict(enumerate(read_mat(file, "class_names").flat, 1))

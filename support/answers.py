@@ -18,12 +18,13 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-from judge import JUDGE_ERROR, category_name, closed_blocks, normalize_label
+from judge import JUDGE_ERROR, category_name, normalize_label
 from lora import adapter_weights
-from metrics import majority, similarity, text_inclusion
+from metrics import majority
 from reward import Category
 from support.files import append, json_line
 from support.lock import Lock
+from support.scores import FLAG, asked_scores, plain_scores
 from support.stored import TEXT, refuse_other
 
 WORDS = [category_name(category) for category in (None, *Category)] + [JUDGE_ERROR]
@@ -34,56 +35,25 @@ WORDS = [category_name(category) for category in (None, *Category)] + [JUDGE_ERR
 # What may stand in it, as support.stored says it.
 ANSWER = (lambda value: value is None or type(value) is str, "a text or null")
 CATEGORY = (lambda value: type(value) is str and value in WORDS, f"one of {', '.join(WORDS)}")
-FLAG = (lambda value: type(value) is int and value in (0, 1), "0 or 1")
-COSINE = (lambda value: type(value) in (int, float) and abs(value) < 1.001, "in [-1, 1]")
 
 
-def answer_record(example, group, categories: list, embed) -> dict:
+def answer_record(example, group, categories: list, scores: dict[str, list]) -> dict:
     """What is kept of an image's answers: the words, and scores that need no judge, a number an answer.
 
     example: has an image's id, domain and label; group: its answers and their texts (None where these are not
-    known: then nobody knows what the reasoning names); embed: None, or as in metrics.similarity.
+    known); scores: those that take a model, by name.
     """
-    truth = example.label
-    scores = {"text_inclusion": [int(text_inclusion(truth, answer)) for answer in group.answers]}
-    if group.texts is not None:
-        scores["thought_not_said"] = []
-        for text, answer in zip(group.texts, group.answers):
-            scores["thought_not_said"].append(int(thought_not_said(truth, text, answer)))
-    if embed is not None:
-        scores["semantic_similarity"] = similarity(embed, truth, group.answers)
     normalised = [None if answer is None else normalize_label(answer) for answer in group.answers]
     return {
         "id": example.id,
         "domain": example.domain,
-        "truth": truth,
+        "truth": example.label,
         "texts": group.texts,
         "answers": group.answers,
         "categories": [category_name(category) for category in categories],
         "majority": majority(normalised),
-        "scores": scores,
+        "scores": plain_scores(example, group) | scores,
     }
-
-
-def thought_not_said(truth: str, text: str, answer: str | None) -> bool:
-    """Whether the reasoning, all that stands outside the answer's tags, names the truth and the answer does
-    not: normalised, as whole words."""
-    if answer is None:
-        return False
-    # Answers are cut out, but not those inside a closed <think> block: parse_answer reads none there.
-    reasoning = ""
-    place = 0
-    for block, start, end in closed_blocks(text):
-        if block == "answer":
-            reasoning += text[place:start] + " "
-            place = end
-    reasoning += text[place:]
-
-    # Spaces around them make whole words of what is compared.
-    name = f" {normalize_label(truth)} "
-    thought = f" {normalize_label(reasoning)} "
-    said = f" {normalize_label(answer)} "
-    return name in thought and name not in said
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -209,8 +179,8 @@ def answered_pattern(example, arguments: dict) -> dict:
     """What answer_record makes, as support.stored says it."""
     n = arguments["n"]
     scores = {"text_inclusion": [FLAG] * n, "thought_not_said": [FLAG] * n}
-    if arguments["embedder"]:
-        scores["semantic_similarity"] = [COSINE] * n
+    for name, value in asked_scores(arguments).items():
+        scores[name] = [value] * n
     pattern = {"domain": example.domain, "truth": example.label, "texts": [TEXT] * n, "answers": [ANSWER] * n,
                "categories": [CATEGORY] * n, "majority": place_below(n), "scores": scores}
     if arguments["choose"]:
@@ -242,7 +212,8 @@ def check_arguments(file: Path, stored: dict, now: dict) -> None:
     """Raises ValueError that names each argument on which the stored answers depend and which has changed."""
     changes = []
     for name in {**now, **stored}:
-        if stored.get(name) != now.get(name) or (name in stored) != (name in now):
-            changes.append(f"{name} was {str(stored.get(name)):.60}, now {str(now.get(name)):.60}")
+        was, is_now = stored.get(name, "not there"), now.get(name, "not there")
+        if was != is_now:
+            changes.append(f"{name} was {str(was):.60}, now {str(is_now):.60}")
     if changes:
         raise ValueError(f"{file} holds the answers to another command: {'; '.join(changes)}")

@@ -33,6 +33,7 @@ GROUP = (lambda value: 2 <= value <= 10_000,
 SHARE = (lambda value: 0 <= value <= 1, "in [0, 1]")
 RATE = (lambda value: 0 < value <= 1, "above 0, at most 1")
 TEMPERATURE = (lambda value: 0.001 <= value <= 1000, "above 0 (from 0.001 on), at most 1,000")
+TOP_P = RATE
 FROM_0 = (lambda value: 0 <= value <= 1e6, "0 or more, at most 1,000,000")
 ABOVE_0 = (lambda value: 0 < value <= 1e6, "above 0, at most 1,000,000")
 FINITE = (lambda value: abs(value) <= 1e6, "a finite number, at most 1,000,000 from 0")

@@ -14,24 +14,27 @@ from torch import nn
 
 from judges.vote import members
 from policy import Policy, processor_inputs
-from rollout import PROMPTS_AT_ONCE, SAMPLER_BYTES
+from rollout import PROMPT_TOKENS_AT_ONCE, PROMPTS_AT_ONCE, SAMPLER_BYTES
 from support.checkpoints import render_question
 
 CPU_ROWS = 512  # where nothing else is said
 USABLE = 0.92   # of a card: the rest goes to the CUDA context and to gaps between tensors
-LARGEST_PIXELS = 512 * 28 * 28  # of an image, where no limit is set
+PLANNED_PIXELS = 512 * 28 * 28  # of an image, where no limit is set: larger ones go fewer at a time
 SHAPES = (1 / 2, 2 / 3, 3 / 4, 1, 4 / 3, 3 / 2, 2)  # of images, width by height
 
 
 def rows_at_a_time(policy: Policy, judge, question: str, n: int, images: int, max_new_tokens: int,
-                   max_pixels: int | None, most: int | None = None) -> int:
-    """Answers to decode at a time, at most `most`: n to each of `images` images."""
+                   max_pixels: int | None, most: int | None = None, beside=None) -> int:
+    """Answers to decode at a time, at most `most`: n to each of `images` images. beside: another model that
+    stays on the card, held as a judge's is. The longest prompt that was reckoned with is noted in the policy:
+    a round of longer ones has fewer rows."""
     device = torch.device(policy.device)
     if device.type != "cuda":
         return most or CPU_ROWS
     card = torch.cuda.get_device_properties(device).total_memory
-    held = held_bytes(policy.model) + judge_bytes(judge)
-    prompt = longest_prompt(policy, question, max_pixels or LARGEST_PIXELS)
+    held = held_bytes(policy.model) + judge_bytes(judge) + judge_bytes(beside)
+    prompt = longest_prompt(policy, question, max_pixels or PLANNED_PIXELS)
+    policy.planned_prompt = prompt
     fit = rows_that_fit(policy.model, card, held, prompt, n, images, max_new_tokens)
     return min(fit, most or fit)
 
@@ -62,7 +65,7 @@ def rows_that_fit(model: nn.Module, card: int, held: int, prompt: int, n: int, i
     vision = getattr(model.config, "vision_config", None)
     deep = getattr(vision, "deepstack_visual_indexes", None) or []
     beside = images * prompt * config.hidden_size * item * (1 + len(deep))
-    beside += PROMPTS_AT_ONCE * prompt * 4 * config.intermediate_size * item
+    beside += min(PROMPTS_AT_ONCE * prompt, PROMPT_TOKENS_AT_ONCE) * 4 * config.intermediate_size * item
     beside += SAMPLER_BYTES
 
     fit = int((USABLE * card - held - beside) / row)

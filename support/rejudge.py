@@ -19,14 +19,14 @@ from judge import Judge, judge_groups, judge_label, read_names, settled
 from judges.audit import read_audit
 from judges.vote import refuse_shared_key
 from metrics import JudgeErrors, Tally
-from support.answers import (CATEGORY, COSINE, answer_record, answers_file, append_answers, lock_answers,
+from support.answers import (CATEGORY, answer_record, answers_file, append_answers, lock_answers,
                              stored_records)
 from support.command_line import flag
 from support.compare_judges import comparison, comparison_text
-from support.embedder import load_embedder
 from support.files import write_json
 from support.judging import audited, errors_line, prompt_texts, trusted_batches
 from support.opening import JUDGE, is_toy, load_judge
+from support.scores import Scorer, asked_scores, load_scorers, model_scores
 from support.stored_answers import Answered, Stored, open_answers
 from support.tables import table, table_rows, titles
 
@@ -133,7 +133,8 @@ def missing_lines(stored: Stored) -> list[str]:
 def judging_arguments(args, judges: list[str]) -> dict:
     """All that the verdicts depend on, as the files of --out say it: another command's are refused."""
     arguments = {"answers": args.answers, "judge": judges}
-    for name in ("data", "root", "split", "protocol", "limit", "judge_model", "judge_prompt", "embedder"):
+    for name in ("data", "root", "split", "protocol", "limit", "judge_model", "judge_prompt", "embedder",
+                 "language_inclusion"):
         arguments[name] = getattr(args, name)
 
     arguments["prompts"] = prompt_texts(args.judge_prompt, judges)
@@ -173,11 +174,11 @@ def expected_records(arguments: dict, stored: Stored) -> Iterator[tuple[dict, di
                 for answered in stored.read(system, dataset):
                     beginning = {"adapter": system, "data": dataset, "judge": judge, "id": answered.id}
                     n = len(answered.answers)
-                    pattern = judged_record(judge, answered, [None] * n, None)
+                    pattern = judged_record(judge, answered, [None] * n, {})
                     if not answered.unreadable:
                         pattern["categories"] = [CATEGORY] * n
-                        if arguments["embedder"]:
-                            pattern["scores"]["semantic_similarity"] = [COSINE] * n
+                        for name, value in asked_scores(arguments).items():
+                            pattern["scores"][name] = [value] * n
                     yield beginning, pattern
 
 
@@ -213,7 +214,7 @@ def judge_rest(args, judges: dict[str, str], audit_rows: list[dict], stored: Sto
     device = "cuda" if torch.cuda.is_available() else "cpu"
     errors = {}
     names = {}  # key of a judge -> its name
-    embed = None
+    scorers = None  # for the scores that take a model
     for name, whole_name in judges.items():
         judge = None  # lets go of the last one: two would not fit in the memory
 
@@ -232,12 +233,12 @@ def judge_rest(args, judges: dict[str, str], audit_rows: list[dict], stored: Sto
                 # Loaded when they are first needed: where nothing is left to judge, nothing is.
                 if judge is None:
                     judge = open_another(whole_name, args, device, names)
-                if args.embedder and embed is None:
-                    embed = load_embedder(args.embedder, device)
+                if scorers is None:
+                    scorers = load_scorers(args, device)
 
                 answers = stored.read(system, dataset, first=done[place])
                 answers = tqdm(answers, f"{name} {dataset}", left, leave=False, unit="image")
-                batches = judged_in_batches(name, judge, answers, args.rows, embed)
+                batches = judged_in_batches(name, judge, answers, args.rows, scorers)
                 for records in trusted_batches(batches, judge, left):
                     if file is not None:
                         append_answers(file, arguments, system, dataset, records, bool(done), lock)
@@ -259,7 +260,7 @@ def open_another(name: str, args, device: str, names: dict[str, str]) -> Judge:
 
 
 def judged_in_batches(name: str, judge: Judge, answers: Iterable[Answered], rows: int,
-                      embed) -> Iterator[list[dict]]:
+                      scorers: dict[str, Scorer]) -> Iterator[list[dict]]:
     """Yields lists of records, of at least `rows` answers together but for the last: what a judge is asked
     about in one call."""
     batch = []
@@ -268,32 +269,32 @@ def judged_in_batches(name: str, judge: Judge, answers: Iterable[Answered], rows
         batch.append(answered)
         count += len(answered.answers)
         if count >= rows:
-            yield judged_batch(name, judge, batch, embed)
+            yield judged_batch(name, judge, batch, scorers)
             batch = []
             count = 0
     if batch:
-        yield judged_batch(name, judge, batch, embed)
+        yield judged_batch(name, judge, batch, scorers)
 
 
-def judged_batch(name: str, judge: Judge, batch: list[Answered], embed) -> list[dict]:
+def judged_batch(name: str, judge: Judge, batch: list[Answered], scorers: dict[str, Scorer]) -> list[dict]:
     """The batch's records."""
     truths = [answered.label for answered in batch]
     judged = judge_groups(judge, truths, [answered.answers for answered in batch])
+    scores = model_scores(scorers, batch, batch)
     records = []
-    for answered, categories in zip(batch, judged):
-        records.append(judged_record(name, answered, categories, embed))
+    for answered, categories, own_scores in zip(batch, judged, scores):
+        records.append(judged_record(name, answered, categories, own_scores))
     return records
 
 
-def judged_record(judge: str, answered: Answered, categories: list, embed) -> dict:
+def judged_record(judge: str, answered: Answered, categories: list, scores: dict[str, list]) -> dict:
     """What is kept of an image's verdicts: as a live evaluation's record, but the completions stay where they
     are, and what the answers' file says that no judge decides is kept."""
     if answered.unreadable:
         return {"judge": judge, "id": answered.id, "unreadable": answered.unreadable}
-    record = {"judge": judge} | answer_record(answered, answered, categories, embed) | answered.choice
+    scores = answered.scores | scores
+    record = {"judge": judge} | answer_record(answered, answered, categories, scores) | answered.choice
     del record["texts"]
-    if embed is None and answered.similarity is not None:
-        record["scores"]["semantic_similarity"] = answered.similarity
     return record
 
 

@@ -34,8 +34,8 @@ left their step come last."""
 
 # The settings that decide, from config.json.
 SETTINGS = ("data", "model", "judge", "method", "reward", "odds", "loss", "overlong_buffer",
-            "dynamic_sampling", "corpo_floor", "prompt", "n", "images_per_step", "temperature", "noise",
-            "control", "lr", "seed")
+            "length_penalty", "dynamic_sampling", "corpo_floor", "prompt", "n", "images_per_step",
+            "temperature", "noise", "control", "lr", "seed")
 
 RUNG = {category.label: int(category) for category in Category}
 MOST_CARDS = 8  # with answers, and as many of images that left their step

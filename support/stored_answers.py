@@ -22,6 +22,8 @@ from pathlib import Path
 
 import data
 from judge import normalize_label, parse_answer
+from readers.cars import year_first
+from support.scores import MODEL_SCORES
 from support.tables import titles
 
 DATASET = "answers"  # what images belong to where nobody says it
@@ -37,7 +39,7 @@ class Answered:
     domain: str
     answers: list[str | None]             # None is malformed
     texts: list[str] | None = None        # the whole completions
-    similarity: list | None = None        # of each answer to the truth, where an embedder was asked
+    scores: dict[str, list] = field(default_factory=dict)  # those that a model gave each answer, if any did
     choice: dict = field(default_factory=dict)  # {"choice": the place of the model's own}, {} if not asked
     unreadable: str = ""                  # why there are no answers
 
@@ -50,7 +52,7 @@ class System:
     places: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)  # dataset, id -> byte, line
     has_answers: bool = False    # whether any image has some
     has_texts: bool = True       # whether every image that has answers has these too
-    has_similarity: bool = True
+    scores: set[str] = field(default_factory=lambda: set(MODEL_SCORES))  # that all these images have
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Stored:
     that of the files; an image may lack some system's answers."""
     systems: dict[str, System]
     truths: dict[str, dict[str, str]]
+    domains: dict[str, str] = field(default_factory=dict)  # dataset -> its images', of those of --data
 
     def __post_init__(self):
         self.images = {dataset: list(truths) for dataset, truths in self.truths.items()}
@@ -78,14 +81,13 @@ class Stored:
                 place = f"{system.file}, line {number}"
                 answered = parse_entry(place, parse_line(place, lines.readline()))
                 answered = replace(answered, id=image, label=self.truths[dataset][image],
-                                   domain=answered.domain or dataset)
+                                   domain=self.domains.get(dataset) or answered.domain or dataset)
 
                 # What some lines lack is known of none: its mean would be of other images.
                 if not system.has_texts:
                     answered = replace(answered, texts=None)
-                if not system.has_similarity:
-                    answered = replace(answered, similarity=None)
-                yield answered
+                known = {name: answered.scores[name] for name in answered.scores if name in system.scores}
+                yield replace(answered, scores=known)
 
     def missing(self) -> dict[str, dict[str, int]]:
         """System -> dataset -> how many of its images the system has not answered, where there are any."""
@@ -102,8 +104,10 @@ def open_answers(files: list[str], datasets: dict[str, list]) -> Stored:
     """Reads all files once. datasets: name -> Examples, to which the answers must be; {}: what the files say
     stands. Raises ValueError that names the line which is none, or does not fit; OSError."""
     truths = {}
+    domains = {}
     for name, examples in datasets.items():
         truths[name] = {example.id: example.label for example in examples}
+        domains[name] = examples[0].domain if examples else name
     finder = Finder(truths) if datasets else None
 
     systems = []
@@ -117,7 +121,7 @@ def open_answers(files: list[str], datasets: dict[str, list]) -> Stored:
     names = system_names(systems)
     if len(set(names)) < len(names):
         raise ValueError(f"two systems in {', '.join(files)} have one name: {' '.join(sorted(names))}")
-    return Stored(dict(zip(names, systems)), truths)
+    return Stored(dict(zip(names, systems)), truths, domains)
 
 
 def system_names(systems: list[System]) -> list[str]:
@@ -170,7 +174,7 @@ def systems_in(file: Path, truths: dict[str, dict[str, str]], finder: "Finder | 
         if not answered.unreadable:
             system.has_answers = True
             system.has_texts &= answered.texts is not None
-            system.has_similarity &= answered.similarity is not None
+            system.scores &= answered.scores.keys()
     return list(systems.values())
 
 
@@ -247,7 +251,7 @@ def parse_entry(place: str, entry: dict) -> Answered:
     if texts is not None and len(texts) != n:
         raise ValueError(f"{place}: there are {n} answers and {len(texts)} texts")
     return Answered(image, whole_characters(truth).strip(), domain, answers, texts,
-                    stored_similarity(entry, n), stored_choice(entry, n))
+                    stored_scores(entry, n), stored_choice(entry, n))
 
 
 def parse_list(place: str, entry: dict, key: str, may_be_null: bool) -> list | None:
@@ -268,14 +272,17 @@ def parse_list(place: str, entry: dict, key: str, may_be_null: bool) -> list | N
     return read
 
 
-def stored_similarity(entry: dict, n: int) -> list | None:
-    """evaluate.py's similarity of each answer to the truth, where the line holds it."""
+def stored_scores(entry: dict, n: int) -> dict[str, list]:
+    """The scores that a model gave the answers, where the line holds them as evaluate.py writes them."""
     scores = entry.get("scores")
-    values = scores.get("semantic_similarity") if isinstance(scores, dict) else None
-    if not isinstance(values, list) or len(values) != n:
-        return None
-    are_cosines = all(type(value) in (int, float) and abs(value) < 1.001 for value in values)
-    return values if are_cosines else None
+    if not isinstance(scores, dict):
+        return {}
+    stored = {}
+    for name, (passes, _) in MODEL_SCORES.items():
+        values = scores.get(name)
+        if isinstance(values, list) and len(values) == n and all(map(passes, values)):
+            stored[name] = values
+    return stored
 
 
 def stored_choice(entry: dict, n: int) -> dict:
@@ -347,6 +354,8 @@ def refuse_other_truth(place: str, answered: Answered, image: str, truth: str) -
         return
     if not truth:
         raise ValueError(f'{place}: {image} has no "truth"')
-    if answered.label and normalize_label(answered.label) != normalize_label(truth):
+    # lmms-owc's files call a car with its year first.
+    said = normalize_label(year_first(answered.label))
+    if answered.label and said != normalize_label(year_first(truth)):
         raise ValueError(f"{place}: the truth of {image} is {answered.label!r:.60}, it should be "
                          f"{truth!r:.60}")

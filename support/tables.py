@@ -10,13 +10,15 @@ from metrics import FIGURES, PICKS, JudgeErrors, Tally, corrected_correctness, m
 LEGEND = """\
 [ ]: 95 % bootstrap intervals over images. malf.: no answer to judge, counts as wrong. errors (answers without
 a verdict) and unreadable images are left out. included: the answer holds the truth's name. thought: the
-reasoning names the truth, the answer does not. similar: cosine of the embedded answer and truth. best of k:
-an oracle takes the best of k answers, the mean over all subsets of k; images with fewer verdicts are left
-out. majority: the answer that was given most often. choice: the one that the model
-then chose itself. corrected: without the judge's errors, as an audit knows them."""
+reasoning names the truth, the answer does not. similar: cosine of the embedded answer and truth; concept:
+the same of the answer's most similar piece. holds: a language model says that the answer holds the truth.
+best of k: an oracle takes the best of k answers, the mean over all subsets of k; images with fewer verdicts
+are left out. majority: the answer that was given most often. choice: the one that the model then chose
+itself. corrected: without the judge's errors, as an audit knows them."""
 
 # How a score of `metrics.measured` is headed.
-SCORES = {"text_inclusion": "included", "thought_not_said": "thought", "semantic_similarity": "similar"}
+SCORES = {"text_inclusion": "included", "thought_not_said": "thought", "semantic_similarity": "similar",
+          "concept_similarity": "concept", "language_inclusion": "holds"}
 
 # ------------------------------------------------------------------------------------------------------------
 # Systems beside each other: evaluate.py's table

@@ -93,7 +93,7 @@ def test_answers_are_judged_and_the_same_command_asks_nothing_twice(server, argu
 @pytest.mark.parametrize("change, message", [
     (["--model", "other"], "model was speciarl, now other"),
     (["--prompt", "specific"], "prompt was base, now specific"),
-    (["--max-new-tokens", "9"], "max_new_tokens was 512, now 9"), (["--workers", "0"], "--workers must be"),
+    (["--max-new-tokens", "9"], "max_new_tokens was 2048, now 9"), (["--workers", "0"], "--workers must be"),
     (["--limit", "2"], "limit was None, now 2")])
 def test_another_command_at_the_same_file_ends_in_one_line(arguments, tmp_path, change, message):
     ask_server.main(arguments)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import data
 import evaluate as ev
 import metrics
 import trees
@@ -116,13 +117,14 @@ def test_a_live_evaluation_goes_on_under_the_same_prompt_of_its_judge_alone(monk
 
 
 def test_what_no_judge_decides_is_kept(folder):
-    scores = {"text_inclusion": [1, 0], "semantic_similarity": [0.5, 0.25]}
+    scores = {"text_inclusion": [1, 0], "semantic_similarity": [0.5, 0.25], "language_inclusion": [1, 1]}
     record = {"adapter": "none", "data": "mine", "id": "a", "domain": "birds", "truth": "red finch",
               "texts": ["x", "<think>a red finch</think>"], "answers": ["owl", "finch"],
               "categories": ["specific", "wrong"], "majority": 0, "choice": 1, "scores": scores}
     write("ours.jsonl", [{"arguments": {}}, record])
     row = judged("--answers", "ours.jsonl")["results"]["none"]["mine"]
-    assert row["scores"] == {"text_inclusion": 0, "thought_not_said": 0.5, "semantic_similarity": 0.375}
+    assert row["scores"] == {"text_inclusion": 0, "thought_not_said": 0.5, "semantic_similarity": 0.375,
+                             "language_inclusion": 1}
     assert row["choice"]["summary"]["counts"]["less specific"] == 1
     assert row["majority"]["summary"]["counts"]["wrong"] == 1
 
@@ -256,6 +258,41 @@ def test_two_files_must_agree_on_a_truth_and_one_of_them_have_it(folder):
     refused('none.jsonl, line 1: x has no "truth"', "--answers", "none.jsonl")
 
 
+def test_a_car_may_have_its_year_first_in_anothers_file(folder):
+    """In whichever file it stands there: the first one's truth is taken. Another year is another car."""
+    last, first, other = "Acura TL Sedan 2012", "2012 Acura TL Sedan", "2013 Acura TL Sedan"
+    for truths in ([last, first], [first, last]):
+        for file, truth in zip(("one.jsonl", "two.jsonl"), truths):
+            write(file, [GOOD | {"truth": truth, "answers": truths[:1]}])
+        document = judged("--answers", "one.jsonl", "--answers", "two.jsonl", out=f"{truths[0][:4]}.json")
+        assert document["results"]["two"]["answers"]["summary"]["counts"]["specific"] == 1
+    write("three.jsonl", [GOOD | {"truth": other}])
+    refused(f"it should be '{first}'", "--answers", "one.jsonl", "--answers", "three.jsonl")
+
+
+def test_cars_have_their_year_first_in_what_is_compared(folder):
+    """By the dataset's own domain with --data, whatever the line says; else by what the line says."""
+    trees.cars(folder)
+    example = data.load("cars", "test", folder)[0]
+    model, year = example.label.rsplit(" ", 1)
+    line = {"id": example.id, "truth": example.label, "answers": [f"a {year} {model}"], "domain": "mine"}
+    judge = {"parents": {example.label: None}}
+    Path("cars.json").write_text(json.dumps(judge))
+
+    def included(row, *argv):
+        write("theirs.jsonl", [row])
+        evaluated = judged("--answers", "theirs.jsonl", *argv, judge="cars.json", out="cars_out.json")
+        for file in Path(".").glob("cars_out.*"):
+            file.unlink()
+        return next(iter(evaluated["results"]["theirs"].values()))["scores"]["text_inclusion"]
+
+    del line["domain"]
+    assert included(line) == 0
+    assert included(line | {"dataset": "cars"}) == 1
+    options = ["--data", "cars", "--root", str(folder)]
+    assert included(line, *options) == included(line | {"domain": "mine"}, *options) == 1
+
+
 def test_a_file_as_others_write_it(folder):
     """A mark at its beginning, an empty line, no end of the last line, half a character."""
     lines = [json.dumps(GOOD), "", json.dumps(GOOD | {"id": 7, "answers": ["finch \ud83d"]})]
@@ -338,7 +375,7 @@ def test_one_judge_by_two_addresses_is_no_second_one(folder, monkeypatch):
 
 @pytest.mark.parametrize("options, words", [
     (["--n", "4", "--model", "m"], "--answers judges what is stored: --model and --n would do nothing"),
-    (["--limit", "3"], "the images from its files: --limit need --data"),
+    (["--limit", "3"], "the images from its files: give --data for --limit"),
     (["--image", "x"], "--image would do"), (["--adapter", "x"], "--adapter would do"),
     (["--out", "theirs.json"], "would write into"),
     (["--answers", "theirs.jsonl", "--answers", "theirs.jsonl"], "--answers names one thing twice"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from grpo import (AGGREGATIONS, aggregate, chunked_logprobs, group_advantages, k3_kl, loss_denominator,
-                  masked_mean, overlong_penalty, policy_loss, token_logprobs)
+                  length_penalty, masked_mean, overlong_penalty, policy_loss, token_logprobs)
 
 INF, NAN = float("inf"), float("nan")
 
@@ -444,3 +444,9 @@ def test_a_floor_above_a_groups_rewards_does_not_blow_up():
 @pytest.mark.parametrize("length, penalty", [(1, 0), (1536, 0), (1537, -1 / 512), (1792, -0.5), (2048, -1)])
 def test_overlong_penalty_of_the_release(length, penalty):
     assert overlong_penalty(length, 2048, 512) == pytest.approx(penalty)
+
+
+@pytest.mark.parametrize("length, penalty", [(0, 0), (1, -0.2 / 512), (128, -0.05), (512, -0.2)])
+def test_length_penalty_by_hand(length, penalty):
+    assert length_penalty(length, 512, 0.2) == pytest.approx(penalty)
+    assert length_penalty(length, 512, 0.0) == 0

@@ -6,9 +6,9 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from metrics import (FIGURES, Tally, average, best_of_k, best_of_n, bootstrap, difference, group_figures,
-                     harmonic_mean, intervals, majority, means_over, measured, merge, similarity, summarize,
-                     text_inclusion)
+from metrics import (FIGURES, Tally, average, best_of_k, best_of_n, bootstrap, concept_similarity, concepts,
+                     difference, group_figures, harmonic_mean, intervals, majority, means_over, measured,
+                     merge, similarity, summarize, text_inclusion)
 from reward import Category
 
 W, A, G, L, S, M = Category
@@ -220,6 +220,30 @@ def test_similarity_by_hand():
     vectors = {"a": np.array([1., 0]), "b": np.array([.6, .8])}
     found = similarity(lambda texts: [vectors[t] for t in texts], "a", ["b", None, "a", "b"])
     assert found == [.6, 0, 1, .6]
+
+
+@pytest.mark.parametrize("answer, found", [
+    ("A bird with a red head, perched on an oak.", ["bird", "red head", "perched", "oak"]),
+    ("This is the Golden-winged Warbler", ["golden-winged warbler"]),
+    ("F/A-18 (a photo of a jet)", ["f/a-18", "jet"]), ("the", []), ("a photo", [])])
+def test_concepts(answer, found):
+    assert concepts(answer) == [*found, answer]
+    assert concepts("owl") == ["owl"]  # once
+
+
+def test_concept_similarity_by_hand():
+    """Of the pieces owl (.6), red head (0) and the whole answer (-1) the first is the nearest."""
+    vectors = {"truth": [1., 0], "owl": [.6, .8], "red head": [0, 1.], "an owl with a red head": [-1., 0]}
+    embedded = []
+
+    def embed(texts):
+        embedded.append(list(texts))
+        return [np.array(vectors[text]) for text in texts]
+
+    answers = ["an owl with a red head", None, "red head", "owl", "truth"]
+    assert concept_similarity(embed, "truth", answers) == [.6, 0, 0, .6, 1]
+    assert len(embedded) == 1 and len(set(embedded[0])) == len(embedded[0]) == 4
+    assert similarity(embed, "truth", answers) == [-1, 0, 0, .6, 1]  # of whole answers
 
 
 def test_best_of_k_is_the_mean_over_all_subsets():

@@ -90,6 +90,8 @@ WORDS = {
     "--answers": [*NO_FILE, "notes.txt", "empty", "photo.jpg"],
     "--adapter": [*NO_FOLDER, "pipe", "judge"],
     "--embedder": [*NO_FOLDER, "pipe"],
+    "--language-inclusion": [*NO_FOLDER, "pipe", "checkpoint"],
+    "--top-p": [*NO_NUMBER, "0", "-1", "1.1", "nan", "inf", "0.9"],  # the last of greedy answers
     "--audit": [*NO_FILE, "empty", "notes.txt", "photo.jpg"],
     "--sheet": ["", "folder", "photo.jpg/x.png", "x.nothing", "x", "/proc/x.png", "n" * 300 + ".png",
                 NO_UTF8 + ".png"],
@@ -114,7 +116,8 @@ VALID = {"--data": ["cub"], "--root": ["sets"], "--protocol": ["official"], "--s
          "--method": ["rl"], "--prompt": ["base"], "--loss": ["grpo"], "--reward": ["exact"],
          "--betas": ["0.9", "0.9"], "--control": ["shuffled"], "--out": ["new"], "--resume": ["run"],
          "--image": ["photo.jpg"], "--answers": ["eval.jsonl"],
-         "--adapter": ["none"], "--embedder": ["judge"], "--audit": ["pairs.jsonl"], "--sheet": ["x.png"],
+         "--adapter": ["none"], "--embedder": ["judge"], "--language-inclusion": ["judge"],
+         "--top-p": ["1"], "--audit": ["pairs.jsonl"], "--sheet": ["x.png"],
          "--ask": ["mallard", "duck"], "--explain": ["mallard", "duck"]}
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import LlamaConfig, Qwen2_5_VLForConditionalGeneration
 
@@ -283,3 +284,12 @@ def test_many_images_go_through_the_tower_in_parts_and_none_at_all_is_no_prompt(
         alone, = encode(policy, [images[i]], "what?")
         torch.testing.assert_close(together[i].embeds, alone.embeds, atol=1e-5, rtol=1e-5)
     assert encode(policy, [], "what?") == []
+
+
+def test_large_images_are_split_by_their_pixels():
+    sides = [5, 5, 7, 6, 5, 20, 1, 1, 1, 1]
+    images = [Image.new("RGB", (side, side)) for side in sides]
+    parts = policies.split_images(images, 3, 100)
+    assert [[image.width for image in some] for some in parts] == [[5, 5, 7], [6, 5], [20], [1, 1, 1], [1]]
+    parts = policies.split_images(images, 10, 100, max_pixels=36)  # what they are scaled down to counts
+    assert [[image.width for image in some] for some in parts] == [[5, 5, 7], [6, 5, 20, 1, 1, 1], [1]]

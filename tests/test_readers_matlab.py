@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import trees
-from readers import matlab
+from readers import cars, matlab
 
 FLOWERS = trees.FIXTURES / "flowers102"
 CARS = trees.FIXTURES / "stanford_cars"
@@ -33,10 +33,7 @@ def test_the_cars_classes_equal_another_list_of_them():
     assert names.shape == (1, 196)
     for number, name in trees.CLASSES.items():
         assert names[0, number - 1] == name
-    year_first = []
-    for name in names.ravel():
-        car, year = name.rsplit(" ", 1)
-        year_first.append(f"{year} {car}")
+    year_first = [cars.year_first(name) for name in names.ravel()]
     rows = (CARS / "metadata.csv").read_text().splitlines()[1:]
     assert year_first == [row.split(",,")[1] for row in rows]
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 import data
 import trees
+from readers.cars import year_first
 
 
 def listed(name, split, root, **kwargs):
@@ -86,6 +87,11 @@ def test_cars(tmp_path, compress):
         by_hand = [(f"cars_{split}/{i}.jpg", trees.CLASSES[n]) for i, n in trees.CARS[split].items()]
         assert listed("cars", split, tmp_path) == by_hand
         assert data.load("cars", split, tmp_path)[0].image().size == (24, 16)
+
+
+@pytest.mark.parametrize("name", ["Boeing 707-320", "2012", "car 12", "tulip ٢٠١x", ""])
+def test_what_does_not_end_in_a_year_keeps_its_name(name):
+    assert year_first(name) == name
 
 
 def test_cars_without_labels_for_the_test_images_can_still_train(tmp_path):

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 import rollout
 import tiny
 from policy import completion_logprobs
-from rollout import PROMPTS, Group, Sampler, first_eos_mask, parse_answer, sample, seed_for, stack
+from rollout import (PROMPTS, Group, Sampler, first_eos_mask, nucleus, parse_answer, read_answer, sample,
+                     seed_for, stack)
 from support import shared_prompt_cache
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,17 +110,52 @@ def test_the_samplers_memory_is_bounded_and_the_rows_together_or_apart_the_same(
     scores = torch.randn(10, 50, generator=generator)
     uniforms = torch.rand(10, 1, dtype=torch.float64, generator=generator)
     banned = torch.arange(50) % 7 == 0
-    for temperature in (1.0, 0.0):
-        together = Sampler(uniforms, temperature, banned)
+    for temperature, top_p, bytes_a_token in ((1.0, 1.0, 24), (0.0, 1.0, 24), (1.0, 0.9, 48)):
+        together = Sampler(uniforms, temperature, banned, top_p)
         chosen = together(None, scores.clone())
-        monkeypatch.setattr(rollout, "SAMPLER_BYTES", 3 * 24 * 50)  # three rows at a time
+        monkeypatch.setattr(rollout, "SAMPLER_BYTES", 3 * bytes_a_token * 50)  # three rows at a time
         seen = []
-        apart = Sampler(uniforms, temperature, banned)
+        apart = Sampler(uniforms, temperature, banned, top_p)
         choose = apart.choose
         apart.choose = lambda some, u: (seen.append(len(some)), choose(some, u))[1]
         assert torch.equal(apart(None, scores.clone()), chosen)
         assert torch.equal(apart.logprobs[0], together.logprobs[0]) and seen == [3, 3, 3, 1]
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("top_p, kept", [
+    (1e-9, [2]), (.5, [2]), (.51, [0, 2]), (.8, [0, 2]), (.81, [0, 1, 2]), (.96, [0, 1, 2, 3])])
+def test_the_nucleus_by_hand(top_p, kept):
+    """.5, then .3, .15 and .05: as few of the likeliest as come to top_p; among themselves they are as
+    before."""
+    p = torch.tensor([[.3, .15, .5, .05], [.05, .15, .3, .5]], dtype=torch.float64)
+    first, second = nucleus(p.log(), top_p).exp()
+    want = torch.zeros(4, dtype=torch.float64)
+    want[kept] = p[0, kept] / p[0, kept].sum()
+    torch.testing.assert_close(first, want)
+    torch.testing.assert_close(second, want[[3, 1, 0, 2]])
+
+
+def test_a_sampler_with_top_p_draws_the_nucleus_as_often_as_it_should():
+    uniforms = (torch.arange(1000, dtype=torch.float64)[:, None] + .5) / 1000  # a grid stands for all draws
+    p = torch.tensor([.3, .15, .5, .05])
+    sampler = Sampler(uniforms, 1.0, torch.zeros(4, dtype=torch.bool), top_p=.8)
+    tokens = sampler(None, p.log().repeat(1000, 1)).argmax(-1)
+    assert torch.bincount(tokens, minlength=4).tolist() == [375, 0, 625, 0]
+    torch.testing.assert_close(sampler.logprobs[0].exp(), torch.tensor([.375, 0, .625])[tokens])
+
+
+def test_top_p_reaches_every_token(policy):
+    """As small as can be it is greedy, also where prompts can't be shared; at 1 it is not there."""
+    images, ids = tiny.pictures((56, 84), (84, 56)), ["a", "b"]
+    plain = sample(policy, images, ids, "what?", n=3, max_new_tokens=8)
+    greedy = sample(policy, images, ids, "what?", n=3, max_new_tokens=8, temperature=0)
+    one = sample(policy, images, ids, "what?", n=3, max_new_tokens=8, top_p=1.0)
+    smallest = sample(policy, images, ids, "what?", n=3, max_new_tokens=8, top_p=1e-9)
+    policy.shared = False
+    alone = sample(policy, images, ids, "what?", n=3, max_new_tokens=8, top_p=1e-9)
+    assert [g.texts for g in one] == [g.texts for g in plain] != [g.texts for g in greedy]
+    assert [g.texts for g in smallest] == [g.texts for g in greedy] == [g.texts for g in alone]
 
 
 def test_sampler_never_lands_on_a_banned_token_at_the_end():
@@ -327,7 +364,65 @@ def test_seeds_are_the_same_in_every_process():
     assert seed_for(1, 23) != seed_for(12, 3)
 
 
-def test_prompts_ask_for_the_tags():
-    assert {"base", "specific"} <= PROMPTS.keys()
-    for text in PROMPTS.values():
-        assert all(tag in text for tag in ("<think>", "</think>", "<answer>", "</answer>"))
+def test_very_long_prompts_share_their_room():
+    """Seven rows of 10 tokens, of 3 answers an image, and two prompts of 100: room for 270. Seven rows with
+    3 x 66 fit, five with 2 x 90, but no sixth with 3 x 105; 500 go alone, with all their rows. Where nothing
+    was reckoned with, all rows go together."""
+    prompts = [range(length) for length in (60, 60, 66, 90, 105, 500)]
+
+    def rounds(policy):
+        queue = rollout.rows_by_prompt_length(prompts, 3)
+        found = []
+        while queue:
+            rows = rollout.next_round(queue, prompts, n=3, max_rows=7, max_new_tokens=10, policy=policy)
+            found.append([i for i, _ in rows])
+            queue = queue[len(rows):]
+        return found
+
+    planned = SimpleNamespace(shared=True, planned_prompt=100)
+    assert rounds(planned) == [[0] * 3 + [1] * 3 + [2], [2] * 2 + [3] * 3, [4] * 3, [5] * 3]
+    assert [len(found) for found in rounds(SimpleNamespace(shared=True, planned_prompt=None))] == [7, 7, 4]
+
+
+def test_long_prompts_are_forwarded_in_parts(monkeypatch):
+    """At most 3 at once, and 200 tokens when padded: 3 x 60, but 80 with 110 are 220; 300 goes alone."""
+    monkeypatch.setattr(rollout, "PROMPTS_AT_ONCE", 3)
+    monkeypatch.setattr(rollout, "PROMPT_TOKENS_AT_ONCE", 200)
+    prompts = [range(length) for length in (60, 60, 10, 80, 110, 90, 300, 5)]
+    parts = [[len(prompt) for prompt in some] for some in rollout.split_prompts(prompts)]
+    assert parts == [[60, 60, 10], [80], [110], [90], [300], [5]]
+
+
+def test_small_bounds_change_no_answer(policy, monkeypatch):
+    images, ids = tiny.pictures((112, 84), (56, 56), (84, 168), (84, 84)), ["a", "b", "c", "d"]
+
+    def answers():
+        return [g.texts for g in sample(policy, images, ids, "what?", 3, seed=2, max_new_tokens=8)]
+
+    together = answers()
+    policy.planned_prompt = 1
+    monkeypatch.setattr(rollout, "PROMPT_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr("policy.PIXELS_AT_ONCE", 1)
+    assert answers() == together
+
+
+@pytest.mark.parametrize("text, answer", [
+    (" A golden retriever.\n", "A golden retriever."), ("?!", None), ("", None),
+    ("<think>a dog</think> <answer> a cat </answer>", "a cat"), ("<answer>", None),
+    ("<answer> </answer> a cat", None), ("<think>maybe a dog</think> a cat", "a cat"),
+    ("A <think>dog</think> cat", "A  cat"), ("<think>a dog or maybe", None), ("a dog</answer>", None),
+    ("<Answer>a dog</Answer>", None), ("<think>I put <answer>dog</answer></think> a cat", "a cat"),
+    ("<think>a dog</think>", None)])
+def test_the_whole_reply_answers_a_question_that_asks_for_no_tags(text, answer):
+    assert read_answer(text, PROMPTS["owc"]) == answer
+    assert read_answer(text, PROMPTS["direct"]) == parse_answer(text)
+
+
+def test_whole_replies_are_a_groups_answers(policy):
+    """The small policy's words have no tags, mostly: each is an answer to the one question, none to the
+    other."""
+    images = tiny.pictures((56, 84))
+    whole, = sample(policy, images, ["a"], PROMPTS["owc"], n=4, max_new_tokens=8)
+    tagged, = sample(policy, images, ["a"], PROMPTS["base"], n=4, max_new_tokens=8)
+    assert whole.answers == [text.strip() for text in whole.texts] and all(whole.answers)
+    assert tagged.answers == [None] * 4

@@ -89,7 +89,11 @@ def test_on_a_gpu_what_fits_is_the_ceiling(monkeypatch, most, rows):
     judge = SimpleNamespace(model=Sizes())
     for max_pixels in (None, 1000):
         assert rows_at_a_time(policy, judge, "what?", 8, 256, 512, max_pixels, most) == rows
-    assert pixels == [512 * 28 * 28, 1000]
+    assert pixels == [512 * 28 * 28, 1000] and policy.planned_prompt == 600
+
+    # Another model that stays there takes 8 GB more, the room of 226 rows.
+    beside = SimpleNamespace(model=Sizes())
+    assert rows_at_a_time(policy, judge, "what?", 8, 256, 512, None, most, beside) == 80
 
 
 def test_deeper_features_count_as_embeddings_do():

@@ -269,6 +269,7 @@ def test_the_same_pictures_are_answered_before_and_after(finished):
     (["--prompt", "specific", "--odds", ".5"], "toy-speciarl-specific-odds0.5-seed0"),
     (["--loss", "dapo", "--overlong-buffer", "4", "--dynamic-sampling"],
      "toy-speciarl-dapo-overlong4-dynamic-seed0"),
+    (["--length-penalty", "0.25"], "toy-speciarl-length0.25-seed0"),
     (["--control", "shuffled"], "toy-speciarl-shuffled-seed0"),
     (["--data", "toy-bird,toy-fish"], "toy-bird+toy-fish-speciarl-seed0")])
 def test_a_run_is_named_by_what_sets_it_apart(options, name):
@@ -826,6 +827,26 @@ def test_dynamic_sampling_keeps_groups_whose_rewards_differ(tmp_path, checkpoint
     for sample_, group in zip(samples, groups):
         prices = [min(-(int(length) - 1) / 19, 0.0) for length in group.mask.sum(dim=1)]
         assert sample_["rewards"] == pytest.approx([r + p for r, p in zip([1] + [0] * 7, prices)])
+
+
+def test_every_token_has_its_price_before_the_advantages(tmp_path, checkpoint, tree_judge, monkeypatch):
+    """Verdicts that are all alike: what a group learns is to be shorter. 20 tokens cost .5, and beside it
+    DAPO's buffer of the last 10 counts too."""
+    updates = []
+    update = train.update
+    monkeypatch.setattr(train, "judge_groups", lambda judge, truths, answers: [[S] * 8 for _ in truths])
+    monkeypatch.setattr(train, "update", lambda *args: updates.append(args[2:4]) or update(*args))
+    run = train.main(arguments(tmp_path, checkpoint, tree_judge, "--steps", "1", "--eval-every", "0",
+                               "--length-penalty", "0.5", "--overlong-buffer", "10"))
+    samples = {s["id"]: s for s in lines(run / "samples.jsonl") if s["step"] == 1}
+    (groups, advantages), = updates
+    for group, row in zip(groups, advantages):
+        tokens = group.mask.sum(dim=1).tolist()
+        prices = [0.5 * t / 20 + max(0, t - 10) / 10 for t in tokens]
+        assert samples[group.id]["rewards"] == pytest.approx([1 - price for price in prices])
+        shortest = [a for a, t in zip(row.tolist(), tokens) if t == min(tokens)]  # of equal verdicts
+        assert len(set(tokens)) == 1 or min(shortest) > 0
+    assert any(len(set(group.mask.sum(dim=1).tolist())) > 1 for group in groups)
 
 
 def test_dynamic_sampling_resumes_bit_for_bit(tmp_path, checkpoint, tree_judge, monkeypatch):

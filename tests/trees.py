@@ -251,3 +251,33 @@ def with_options(argv: list[str], *more: str) -> list[str]:
     for option in options.values():
         words += option
     return words
+
+
+# ------------------------------------------------------------------------------------------------------------
+# All six sets, as the paper takes them
+
+
+def all_sets(root: Path) -> Path:
+    """The six sets with CoOp's splits of flowers, food and pets, and a picture for each image of theirs.
+    Returns a taxonomy of all labels as a judge's file: a set's labels are below its name."""
+    import data
+
+    cub(root)
+    for tree in (flowers, food, pets, cars, aircraft):
+        tree(root)
+    copy("flowers102/split_zhou_OxfordFlowers.json", root / "flowers-102/split_zhou_OxfordFlowers.json")
+    copy("food101/split_coop.csv", root / "food-101/split_coop.csv")
+    copy("oxford_pets/split_coop.csv", root / "oxford-iiit-pet/split_coop.csv")
+
+    parents = {}
+    for name, kind in (("cub", "bird"), ("flowers", "flower"), ("food", "food"), ("pets", "pet"),
+                       ("cars", "car"), ("aircraft", "aircraft")):
+        parents[kind] = None
+        for split in ("train", "val", "test"):
+            for example in data.load(name, split, root, protocol="coop"):
+                parents[example.label] = kind
+                if not Path(example.open.args[0]).exists():
+                    picture(Path(example.open.args[0]))
+    file = root / "six.json"
+    file.write_text(json.dumps({"parents": parents}))
+    return file
