@@ -137,21 +137,38 @@ class CaptionIndex:
 
 
 def open_index(captions: Path, folder: Path, clip: Clip) -> CaptionIndex:
-    """The index in a folder; embeds what it lacks. Raises ValueError where the folder holds another index, or
-    the file no captions; OSError."""
+    """The whole index in a folder. As find_index and complete."""
+    index = find_index(captions, folder, clip)
+    complete(index, clip)
+    return index
+
+
+def find_index(captions: Path, folder: Path, clip: Clip) -> CaptionIndex:
+    """The index in a folder, which may lack embeddings. Raises ValueError where the folder holds another
+    index, or the file no captions; OSError."""
     digest, count = survey(captions)
     if count == 0:
         raise ValueError(f"{captions} holds no captions")
     dimensions = clip.embed_texts(["a"]).shape[1]
-    identity = {"captions": digest, "count": count, "clip": clip.fingerprint, "dimensions": dimensions}
     index = CaptionIndex(captions, folder, digest, count, dimensions)
+    read_progress(index, identity_of(index, clip))
+    return index
 
+
+def identity_of(index: CaptionIndex, clip: Clip) -> dict:
+    """Whose embeddings these are."""
+    return {"captions": index.digest, "count": index.count, "clip": clip.fingerprint,
+            "dimensions": index.dimensions}
+
+
+def complete(index: CaptionIndex, clip: Clip) -> None:
+    """Embeds what the index lacks. Raises ValueError, OSError."""
+    identity = identity_of(index, clip)
     # A whole index is only read: several commands may share it.
-    if read_progress(index, identity) < count:
-        with Lock(folder / ".lock", folder) as lock:
+    if read_progress(index, identity) < index.count:
+        with Lock(index.folder / ".lock", index.folder) as lock:
             begin(index, identity)
             embed_rest(index, identity, clip, lock)
-    return index
 
 
 def read_progress(index: CaptionIndex, identity: dict) -> int:

@@ -37,7 +37,7 @@ from tqdm import tqdm
 
 import data
 from baselines.candidates import candidates
-from baselines.captions_index import CaptionIndex, open_index
+from baselines.captions_index import CaptionIndex, complete, find_index
 from baselines.clip import Clip, load_clip
 from evaluate import load_datasets, readable_batches, refuse_repeats
 from support.answers import append_answers, lock_answers, stored_records
@@ -210,7 +210,7 @@ def answer_all(args, datasets: dict[str, list[data.Example]]) -> tuple[int, list
     file = Path(args.out)
     with lock_answers(file) as lock:
         clip = load_clip(args.clip, device, args.batch)
-        index = open_index(Path(args.captions), index_folder(args), clip)
+        index = find_index(Path(args.captions), index_folder(args), clip)
         arguments = answer_arguments(args, clip, index.digest)
 
         # What the same command has written before.
@@ -221,6 +221,8 @@ def answer_all(args, datasets: dict[str, list[data.Example]]) -> tuple[int, list
             if "unreadable" in record:
                 unreadable[record["data"]].append(record["unreadable"])
 
+        # Only now, when it is sure that --out is this command's: embedding may take hours.
+        complete(index, clip)
         for name, examples in datasets.items():
             groups = answer_in_groups(clip, index, examples, args.k, args.alpha, name, first=done[name])
             groups = readable_batches(groups, unreadable[name], len(examples), args.max_unreadable, name)

@@ -47,6 +47,7 @@ from baselines import cased, sft
 from judge import judge_label
 from support.command_line import COUNT, SEED, check_value, first_line, flag
 from support.memory import PLANNED_PIXELS
+from support.opening import MODEL
 
 # ------------------------------------------------------------------------------------------------------------
 # What the paper runs
@@ -287,17 +288,23 @@ def measuring(args, answers: Path, scores: dict[str, list[str]], file: Path) -> 
     """Stored answers, judged and measured. Of the user's options those of the judge mean something here."""
     of_the_judge = {name: values for name, values in args.eval_options.items() if name.startswith("--judge")}
     options = words_of({"--answers": [str(answers)]}, evaluated_sets(args), judged_by(args), scores,
-                       of_the_judge, {"--out": [str(file)]})
+                       of_the_judge, of_the_images(args), {"--out": [str(file)]})
     return Command("measure", ["evaluate.py", *options], file, file)
 
 
 def cased_commands(args) -> list[Command]:
     """CaSED's answers, and their figures as stored answers."""
     answers = args.out / "cased-answers.jsonl"
-    options = words_of(evaluated_sets(args), args.cased_options,
+    options = words_of(evaluated_sets(args), of_the_images(args), args.cased_options,
                        {"--captions": [args.captions], "--out": [str(answers)]})
     return [Command("cased", ["-m", "baselines.cased", *options], answers, None),
             measuring(args, answers, {}, args.out / "cased.json")]
+
+
+def of_the_images(args) -> dict[str, list[str]]:
+    """Of the user's options for evaluations those that say which images: they hold for every measurement."""
+    names = ("--data", "--root", "--split", "--protocol", "--limit")
+    return {name: values for name, values in args.eval_options.items() if name in names}
 
 
 def evaluated_sets(args) -> dict[str, list[str]]:
@@ -353,8 +360,9 @@ def needed(commands: list[Command]) -> list[Command]:
 # A command as its own program reads it
 
 # What decides an evaluation's figures, of its options.
-DECIDING = ("data", "root", "protocol", "limit", "judge", "prompt", "n", "temperature", "top_p", "seed",
-            "max_new_tokens", "embedder", "language_inclusion")
+DECIDING = ("data", "root", "split", "protocol", "limit", "model", "judge", "judge_model", "judge_prompt",
+            "prompt", "n", "choose", "temperature", "top_p", "seed", "max_new_tokens", "max_pixels",
+            "embedder", "language_inclusion")
 
 
 def config_of(command: Command) -> train.Config:
@@ -391,9 +399,11 @@ def refuse_other_figures(file: Path, options: argparse.Namespace) -> None:
     wanted["judge"] = judge_label(options.judge[0])
     if options.answers:
         wanted["judge"] = [wanted["judge"]]  # of several, there
+    if options.model is None and options.adapter == ["none"]:
+        wanted["model"] = MODEL
     for name in DECIDING:
         # what is left open here stands decided there
-        left_open = wanted.get(name) is None and name in ("temperature", "max_new_tokens")
+        left_open = wanted.get(name) is None and name in ("model", "temperature", "max_new_tokens")
         if name in made_by and name in wanted and not left_open and made_by[name] != wanted[name]:
             raise ValueError(f"{file} was made with {flag(name)} {made_by[name]}, not {wanted[name]}: give "
                              "another --out")
@@ -649,8 +659,14 @@ def run_missing(args) -> None:
 
 
 def execute(words: list[str]) -> int:
-    """One command in a process of its own. Returns its exit status."""
-    return subprocess.run([sys.executable, *words]).returncode
+    """One command in a process of its own. Returns its exit status. Ctrl-C reaches that process too; it has
+    last things to write, and is waited for."""
+    process = subprocess.Popen([sys.executable, *words])
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -790,6 +806,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+DECIDED = ("--seed", "--out", "--resume", "--adapter", "--answers")  # of each command, by its row
+
+
 def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The options, the strings of options among them read. Raises ValueError for one that can't be."""
     args = parser().parse_args(argv)
@@ -811,6 +830,10 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             setattr(args, name, options_in(shlex.split(getattr(args, name))))
         except ValueError as error:
             raise ValueError(f"{flag(name)}: {error}") from None
+        decided = [option for option in DECIDED if option in getattr(args, name)]
+        if decided:
+            raise ValueError(f"{flag(name)}: {' and '.join(decided)} can't be given here, it follows from "
+                             "the row, --seeds and --out")
     return args
 
 

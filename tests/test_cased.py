@@ -454,6 +454,7 @@ def test_anothers_answers_are_refused(world, monkeypatch, clip):
         file.write("\nan owl")
     refused("holds embeddings of other captions", world)
     refused("holds the answers to another command: captions was", world, "--index", "other")
+    assert not Path("other").exists()  # nothing is embedded for what is refused
     assert contents(Path("out")) == before
 
 

@@ -371,7 +371,12 @@ def test_the_tables_by_hand(tmp_path, capsys):
 @pytest.mark.parametrize("made_by, line", [
     ({"limit": 5}, "base.json was made with --limit 5, not None: give another --out"),
     ({"judge": "J"}, "base.json was made with --judge J, not meta-llama/Llama-3.1-8B-Instruct: give another"),
-    ({"max_new_tokens": 512}, "base.json was made with --max-new-tokens 512, not 2048: give another --out")])
+    ({"max_new_tokens": 512}, "base.json was made with --max-new-tokens 512, not 2048: give another --out"),
+    ({"model": "M"}, "base.json was made with --model M, not Qwen/Qwen2.5-VL-7B-Instruct: give another"),
+    ({"max_pixels": 784}, "base.json was made with --max-pixels 784, not None: give another --out"),
+    ({"split": "val"}, "base.json was made with --split val, not test: give another --out"),
+    ({"judge_prompt": "short"}, "base.json was made with --judge-prompt short, not None: give another --out"),
+    ({"choose": True}, "base.json was made with --choose True, not False: give another --out")])
 def test_figures_of_another_command_are_refused(tmp_path, made_by, line):
     figures(tmp_path, "base", 0.6, **made_by)
     with pytest.raises(SystemExit, match=line):
@@ -379,6 +384,41 @@ def test_figures_of_another_command_are_refused(tmp_path, made_by, line):
     (tmp_path / "base.json").write_text("[]")
     with pytest.raises(SystemExit, match="^paper.py: .*base.json holds no figures of evaluate.py"):
         paper.main(["--out", str(tmp_path), "--tables", "main"])
+
+
+def test_ctrl_c_waits_for_what_the_command_has_to_write(monkeypatch):
+    waited = []
+
+    class Process:
+        def __init__(self, words):
+            pass
+
+        def wait(self):
+            waited.append(1)
+            if len(waited) == 1:
+                raise KeyboardInterrupt
+            return 130
+
+    monkeypatch.setattr(paper.subprocess, "Popen", Process)
+    with pytest.raises(KeyboardInterrupt):
+        paper.execute(["train.py"])
+    assert len(waited) == 2
+
+
+def test_which_images_holds_wherever_something_is_measured(tmp_path):
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a bird")
+    args = arguments("--out", str(tmp_path), "--tables", "main", "broader", "--captions", str(captions),
+                     "--eval-options", "--limit 5 --split val --rows 9")
+    measured = [command.shown() for command in all_commands(args) if command.kind not in ("train", "sft")]
+    assert len(measured) == 13  # six evaluations of the main table, CaSED's two, five broader ones
+    assert all("--limit 5 --split val" in words for words in measured)
+
+
+@pytest.mark.parametrize("option", ["--train-options", "--eval-options", "--cased-options"])
+def test_what_a_row_decides_is_no_option_of_the_users(option):
+    with pytest.raises(SystemExit, match=f"{option}: --seed can't be given here"):
+        paper.main([option, "--seed 7 --rows 3"])
 
 
 # ---- all of it, run
