@@ -64,6 +64,17 @@ def closed_blocks(text: str) -> Iterator[tuple[str, int, int]]:
         yield name, tag.start(), end
 
 
+def parts_outside(text: str, block: str) -> list[str]:
+    """What stands before, between and behind the text's closed blocks of that name."""
+    parts = []
+    place = 0
+    for name, start, end in closed_blocks(text):
+        if name == block:
+            parts.append(text[place:start])
+            place = end
+    return [*parts, text[place:]]
+
+
 def parse_answer(text: str) -> str | None:
     """The first <answer>...</answer> outside closed <think> blocks, stripped. None (malformed) where there is
     none or it holds no letter or number. Tags are case-sensitive. An unclosed <think> hides nothing, as in

@@ -459,16 +459,16 @@ def concepts(answer: str) -> list[str]:
     once, and then the whole answer."""
     pieces = []
     for part in re.split(r"[^\w\s'’&/-]", answer.lower()):
-        words = []
-        for word in [*part.split(), "a"]:  # a last function word closes the last piece
-            if word not in BETWEEN_CONCEPTS:
+        words = []  # of the piece so far
+        for word in part.split():
+            if word in BETWEEN_CONCEPTS:
+                pieces.append(" ".join(words))
+                words = []
+            else:
                 words.append(word)
-                continue
-            piece = " ".join(words)
-            if piece and piece not in NO_CONCEPTS:
-                pieces.append(piece)
-            words = []
-    return list(dict.fromkeys([*pieces, answer]))
+        pieces.append(" ".join(words))
+    named = [piece for piece in pieces if piece and piece not in NO_CONCEPTS]
+    return list(dict.fromkeys([*named, answer]))
 
 
 def concept_similarity(embed, truth: str, answers: Sequence[str | None]) -> list[float]:

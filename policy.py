@@ -26,7 +26,7 @@ Where this departs from the usual stack:
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -163,17 +163,23 @@ def encode(policy: Policy, images: list, question: str) -> list[Prompt]:
 def split_images(images: list, most: int, most_pixels: int, max_pixels: int | None = None) -> Iterator[list]:
     """The images in lists, in order: at most so many, and of so many pixels together, but one whatever its
     size. max_pixels: an image counts as no more, since it is scaled down."""
+
+    def fit(some: list) -> bool:
+        sizes = [image.width * image.height for image in some]
+        counted = [min(size, max_pixels or size) for size in sizes]
+        return len(some) <= most and sum(counted) <= most_pixels
+
+    return split_where(images, fit)
+
+
+def split_where(items: list, fit: Callable[[list], bool]) -> Iterator[list]:
+    """The items in lists, in order, each as long as its items fit together. One item always does."""
     some = []
-    pixels = 0
-    for image in images:
-        own = image.width * image.height
-        own = min(own, max_pixels or own)
-        if some and (len(some) == most or pixels + own > most_pixels):
+    for item in items:
+        if some and not fit([*some, item]):
             yield some
             some = []
-            pixels = 0
-        some.append(image)
-        pixels += own
+        some.append(item)
     if some:
         yield some
 

@@ -32,9 +32,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, DynamicCache, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 
-from judge import closed_blocks, parse_answer
+from judge import parse_answer, parts_outside
 from lora import cast_adapters
-from policy import Policy, Prompt, decoder_inputs, encode
+from policy import Policy, Prompt, decoder_inputs, encode, split_where
 from support.shared_prompt_cache import EndedRows, SharedPromptCache, shared_prompt_attention
 
 # Bounds on the memory of the prompts' forward: how many, and their tokens when they are padded.
@@ -78,13 +78,7 @@ def read_answer(text: str, question: str) -> str | None:
     answer = parse_answer(text)
     if answer is not None or question != PROMPTS["owc"]:
         return answer
-    reply = ""
-    place = 0
-    for block, start, end in closed_blocks(text):
-        if block == "think":
-            reply += text[place:start]
-            place = end
-    reply = (reply + text[place:]).strip()
+    reply = "".join(parts_outside(text, "think")).strip()
     is_cut = ANY_TAG.search(reply) is not None
     says_something = any(character.isalnum() for character in reply)
     return reply if says_something and not is_cut else None
@@ -461,16 +455,10 @@ def prefill(policy: Policy, prompts: list[Prompt]) -> list[DynamicCache]:
 
 
 def split_prompts(prompts: list[Prompt]) -> Iterator[list[Prompt]]:
-    """The prompts in lists, in order, each as long as the bounds on the memory of their forward allow. One
-    prompt goes through whatever its length."""
-    some = []
-    longest = 0
-    for prompt in prompts:
-        padded_tokens = max(longest, len(prompt)) * (len(some) + 1)
-        if some and (len(some) == PROMPTS_AT_ONCE or padded_tokens > PROMPT_TOKENS_AT_ONCE):
-            yield some
-            some = []
-            longest = 0
-        some.append(prompt)
-        longest = max(longest, len(prompt))
-    yield some
+    """The prompts in lists, in order, each as long as the bounds on the memory of their forward allow."""
+
+    def fit(some: list[Prompt]) -> bool:
+        padded_tokens = len(some) * max(map(len, some))
+        return len(some) <= PROMPTS_AT_ONCE and padded_tokens <= PROMPT_TOKENS_AT_ONCE
+
+    return split_where(prompts, fit)

@@ -166,7 +166,7 @@ def complete(index: CaptionIndex, clip: Clip) -> None:
     identity = identity_of(index, clip)
     # A whole index is only read: several commands may share it.
     if read_progress(index, identity) < index.count:
-        with Lock(index.folder / ".lock", index.folder) as lock:
+        with Lock(index.folder / ".lock", index.folder, "--index") as lock:
             begin(index, identity)
             embed_rest(index, identity, clip, lock)
 

@@ -30,24 +30,25 @@ class InclusionModel(PackedJudge):
     def __call__(self, truths: list[str], answers: list[list[str | None]]) -> list[list[int]]:
         """1 for each answer that holds its image's truth, else 0. Raises OSError where the model returns
         NaN."""
-        # Each different pair once, without what could speak to the model. Equal names need no question.
-        held = {}
+        # Each image's pairs, without what could speak to the model; None where there is no answer.
+        groups = []
         for truth, own in zip(truths, answers, strict=True):
-            for answer in own:
-                if answer is not None:
-                    pair = normalize_label(truth), normalize_label(answer)
+            label = normalize_label(truth)
+            groups.append([None if answer is None else (label, normalize_label(answer)) for answer in own])
+
+        # Each different pair is asked about once, and equal names never.
+        held = {None: 0}
+        for pairs in groups:
+            for pair in pairs:
+                if pair is not None:
                     held[pair] = int(pair[0] == pair[1])
-        asked = [pair for pair, is_equal in held.items() if not is_equal]
+        asked = [pair for pair, is_held in held.items() if pair is not None and not is_held]
         if asked:
             held |= dict(zip(asked, self.says_yes(asked)))
 
         scores = []
-        for truth, own in zip(truths, answers):
-            own_scores = []
-            for answer in own:
-                pair = normalize_label(truth), normalize_label(answer or "")
-                own_scores.append(0 if answer is None else held[pair])
-            scores.append(own_scores)
+        for pairs in groups:
+            scores.append([held[pair] for pair in pairs])
         return scores
 
     def says_yes(self, pairs: list[Pair]) -> list[int]:

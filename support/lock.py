@@ -27,13 +27,15 @@ class Lock:
     """Held from its making until `release`, or to the end of a `with`.
 
     file: the lock's own, in a folder that is made where it isn't there (and removed again, if nothing has
-    come into it); guarded: what it stands for, for messages. Raises OSError where another process holds it,
-    or where the file can't be written. Where the file system has no locks there is a warning instead.
+    come into it). For messages, guarded: what it stands for; option: which one names another place. Raises
+    OSError where another process holds it, or where the file can't be written. Where the file system has no
+    locks there is a warning instead.
     """
 
-    def __init__(self, file: Path, guarded: Path):
+    def __init__(self, file: Path, guarded: Path, option: str = "--out"):
         self.path = file
         self.guarded = guarded
+        self.option = option
         self.made = [folder for folder in file.parents if not folder.exists()]  # the innermost first
         self.handle = None
         self.text = b""  # what the file says
@@ -71,7 +73,7 @@ class Lock:
             self.handle.close()
             self.handle = None  # it is another's, and not removed
             raise OSError(f"{self.guarded} is in use by {holder}: wait until that has ended, or write "
-                          "elsewhere with --out") from None
+                          f"elsewhere with {self.option}") from None
         except OSError as error:
             if error.errno not in REFUSED:
                 raise

@@ -18,7 +18,7 @@ A car's truth has its year first here, as lmms-owc's has: "2012 Acura TL Sedan".
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from judge import closed_blocks, normalize_label
+from judge import normalize_label, parts_outside
 from metrics import concept_similarity, similarity, text_inclusion
 from readers.cars import year_first
 from support.embedder import load_embedder
@@ -62,13 +62,7 @@ def thought_not_said(truth: str, text: str, answer: str | None) -> bool:
     if answer is None:
         return False
     # Answers are cut out, but not those inside a closed <think> block: parse_answer reads none there.
-    reasoning = ""
-    place = 0
-    for block, start, end in closed_blocks(text):
-        if block == "answer":
-            reasoning += text[place:start] + " "
-            place = end
-    reasoning += text[place:]
+    reasoning = " ".join(parts_outside(text, "answer"))
 
     # Spaces around them make whole words of what is compared.
     name = f" {normalize_label(truth)} "

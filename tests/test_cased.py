@@ -22,6 +22,7 @@ from baselines.candidates import candidates, singular
 from baselines.captions_index import CaptionIndex, open_index
 from baselines.clip import load_clip
 from small_run import contents, start_over, stopped_at
+from support.lock import Lock
 
 # ------------------------------------------------------------------------------------------------------------
 # Small CLIPs
@@ -456,6 +457,13 @@ def test_anothers_answers_are_refused(world, monkeypatch, clip):
     refused("holds the answers to another command: captions was", world, "--index", "other")
     assert not Path("other").exists()  # nothing is embedded for what is refused
     assert contents(Path("out")) == before
+
+
+def test_two_commands_at_one_index(world, monkeypatch, clip):
+    """The second is told whose it is, and how to take another."""
+    monkeypatch.setattr(cased, "load_clip", lambda *args: clip)
+    with Lock(Path("other/.lock"), Path("other")):
+        refused("that has ended, or write elsewhere with --index", world, "--index", "other")
 
 
 def test_k_may_be_more_than_there_are(world, monkeypatch, clip):
