@@ -48,9 +48,8 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))  # (out, rank)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base(x)  # (..., out)
         if not self.enabled:
-            return y
+            return self.base(x)
 
         # In the activations' dtype: float32 products would double what autograd keeps for backward.
         if self.cast is not None and not torch.is_grad_enabled():
@@ -58,11 +57,14 @@ class LoRALinear(nn.Module):
         else:
             A = self.lora_A.to(x.dtype)
             B = self.lora_B.to(x.dtype)
-        low = F.linear(x, A).flatten(0, -2)  # (tokens, rank)
 
-        # y + scale * (low @ B.T), in one call: the product needs no (tokens, out) of its own.
-        corrected = torch.addmm(y.flatten(0, -2), low, B.t(), alpha=self.scale)  # (tokens, out)
-        return corrected.view_as(y)
+        tokens = x.flatten(0, -2)     # (tokens, in)
+        y = self.base(tokens)         # (tokens, out)
+        low = F.linear(tokens, A)     # (tokens, rank)
+
+        # y + scale * (low @ B.T), added in place: the product needs no (tokens, out) of its own.
+        y.addmm_(low, B.t(), alpha=self.scale)
+        return y.unflatten(0, x.shape[:-1])
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> None:

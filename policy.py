@@ -39,6 +39,7 @@ from transformers import GenerationConfig
 from transformers.processing_utils import ProcessorMixin
 
 from grpo import chunked_logprobs
+from support.attention import GROUPED, attention_by
 from support.checkpoints import (banned_tokens, check_chat_template, end_of_sequence_ids, limit_pixels,
                                  load_checkpoint, one_line, padding_id, render_question)
 
@@ -430,8 +431,9 @@ def shared_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, ch
 
     def both(layer, x, y):
         cache = PromptKV(n)
-        x = layer(x, position_embeddings=x_rope, past_key_values=cache)  # no mask: sdpa's own causal one
-        y = layer(y, attention_mask=sees, position_embeddings=y_rope, past_key_values=cache)
+        with attention_by(policy.model, GROUPED):
+            x = layer(x, position_embeddings=x_rope, past_key_values=cache)  # no mask: sdpa's own causal one
+            y = layer(y, attention_mask=sees, position_embeddings=y_rope, past_key_values=cache)
         return x, y
 
     for number, layer in enumerate(decoder.layers):

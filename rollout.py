@@ -35,7 +35,8 @@ from transformers import Cache, DynamicCache, LogitsProcessor, LogitsProcessorLi
 from judge import parse_answer, parts_outside
 from lora import cast_adapters
 from policy import Policy, Prompt, decoder_inputs, encode, split_where
-from support.shared_prompt_cache import EndedRows, SharedPromptCache, shared_prompt_attention
+from support.attention import attention_by
+from support.shared_prompt_cache import SHARED_PROMPT, EndedRows, SharedPromptCache
 
 # Bounds on the memory of the prompts' forward: how many, and their tokens when they are padded.
 PROMPTS_AT_ONCE = 32
@@ -403,7 +404,7 @@ def decode(policy: Policy, prompts: list[Prompt], uniforms: Tensor | None, tempe
                 remaining = uniforms[rows, length:]
             sampler = Sampler(remaining, temperature, policy.banned, top_p)
             ended_rows = EndedRows(eos, len(rows))
-            with shared_prompt_attention(model):
+            with attention_by(model, SHARED_PROMPT):
                 ids = generate(policy, ids, positions + length, cache, sampler, max_new_tokens - length,
                                criteria=[ended_rows])
 

@@ -1,7 +1,7 @@
 """A decoding cache that keeps each prompt once, for rows whose prompts have any length.
 
     cache = SharedPromptCache(prefilled, lengths, image_of_row, room)
-    with shared_prompt_attention(model):
+    with attention_by(model, SHARED_PROMPT):
         model.generate(input_ids=last_prompt_tokens, past_key_values=cache, position_ids=positions, ...)
         cache.keep(rows)                     # some have ended: go on without them
 
@@ -16,8 +16,6 @@ B prompts, R rows, at most N of them behind one prompt, P prompt tokens without 
 and value heads (each read by H / G heads), D the size of a head.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +23,8 @@ from torch import Tensor
 from transformers import AttentionInterface, Cache, DynamicCache, StoppingCriteria
 from transformers.cache_utils import CacheLayerMixin
 
-NAME = "shared_prompt"  # of the attention, among transformers' implementations
-DROP = 1 / 8            # share of the rows that must have ended before the others go on without them
+SHARED_PROMPT = "shared_prompt"  # the attention's name among transformers' implementations
+DROP = 1 / 8  # share of the rows that must have ended before the others go on without them
 
 
 @dataclass
@@ -187,23 +185,11 @@ class SharedPromptLayer(CacheLayerMixin):
 # Attention
 
 
-@contextmanager
-def shared_prompt_attention(model) -> Iterator[None]:
-    """Inside, the model's language decoder attends by `attend`. No mask is made for it (that of a batch
-    without padding hides nothing), which saves a wait for the device at every token."""
-    config = model.get_decoder().config
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-
-
 def attend(module, query: Tensor, layer: SharedPromptLayer, _, attention_mask, scaling: float,
            **kwargs) -> tuple[Tensor, None]:
-    """Attention as transformers calls it, with a layer of the cache in the place of keys and values. query:
-    (R, H, 1, D). Returns (R, 1, H, D).
+    """Attention as transformers calls it, with a layer of the cache in the place of keys and values, and
+    without a mask: `generate` makes none for an implementation of ours, and so need not wait for the device
+    at every token. query: (R, H, 1, D). Returns (R, 1, H, D).
 
     For one row it is (keys and values of its prompt, then its own):
 
@@ -220,16 +206,16 @@ def attend(module, query: Tensor, layer: SharedPromptLayer, _, attention_mask, s
     # Scores: of an image's rows with its prompt, all in one product; of each row with its own tokens.
     prompt_scores = product(places.by_image(query), layer.prompt_keys.transpose(2, 3))  # (G, B, N*H/G, P)
     prompt_scores = torch.add(places.bias, prompt_scores, alpha=scaling)  # -inf where there is padding
-    prompt_scores = places.by_row(prompt_scores)                          # (R, G, H/G, P)
     own_scores = scaling * product(query, own_keys.transpose(2, 3))       # (R, G, H/G, T)
 
-    # One softmax over both.
-    scores = torch.cat([prompt_scores, own_scores], dim=-1)
-    weights = scores.softmax(-1).to(query.dtype)                          # (R, G, H/G, P + T)
+    # One softmax over both. The prompt's part, which is the longer one, stays where it is.
+    scores = torch.cat([prompt_scores, places.by_image(own_scores)], dim=-1)
+    weights = scores.softmax(-1).to(query.dtype)                          # (G, B, N*H/G, P + T)
     prompt_weights, own_weights = weights.tensor_split([weights.shape[-1] - layer.length], dim=-1)
+    own_weights = places.by_row(own_weights)                              # (R, G, H/G, T)
 
     # Values by their weights, in the same two ways.
-    from_prompt = product(places.by_image(prompt_weights), layer.prompt_values)         # (G, B, N*H/G, D)
+    from_prompt = product(prompt_weights, layer.prompt_values)            # (G, B, N*H/G, D)
     from_own = product(own_weights, own_values)                           # (R, G, H/G, D)
     out = (from_own + places.by_row(from_prompt)).to(query.dtype)
     return out.reshape(rows, 1, heads, dim), None
@@ -247,7 +233,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return out.unflatten(0, a.shape[:2])
 
 
-AttentionInterface.register(NAME, attend)
+AttentionInterface.register(SHARED_PROMPT, attend)
 
 # ------------------------------------------------------------------------------------------------------------
 # Ended rows

@@ -37,6 +37,24 @@ def test_lora_is_w_plus_scaled_ba(policy):
     torch.testing.assert_close(layer(x), x @ merged.T + layer.base.bias, atol=1e-5, rtol=1e-5)
 
 
+def test_gradients_are_those_of_the_merged_weights(policy):
+    """The correction is added in place: nothing that backward needs may be lost by it."""
+    layer = next(iter(lora_layers(policy.model).values()))
+    x = torch.randn(2, 3, 64)
+    weights = torch.randn(2, 3, 64)
+
+    def gradients(forward):
+        leaf = x.clone().requires_grad_()
+        loss = (forward(leaf) * weights).square().sum()
+        return torch.autograd.grad(loss, (leaf, layer.lora_A, layer.lora_B))
+
+    def merged(x):
+        return x @ (layer.base.weight + 8 / 4 * layer.lora_B @ layer.lora_A).T + layer.base.bias
+
+    for ours, expected in zip(gradients(layer), gradients(merged), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_fresh_adapter_changes_nothing_and_off_is_the_base_bit_for_bit():
     made = policies.from_parts(tiny.model(tiny.tokenizer()), tiny.processor())
     prompt = encode(made, tiny.pictures((84, 84)), "what?")

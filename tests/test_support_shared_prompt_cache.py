@@ -14,7 +14,7 @@ import tiny
 from lora import lora_layers
 from rollout import sample
 from support import shared_prompt_cache
-from support.shared_prompt_cache import SharedPromptCache, attend, places_of, shared_prompt_attention
+from support.shared_prompt_cache import SharedPromptCache, attend, places_of
 
 # Three prompt lengths among four images, two of which are equally long.
 SIZES = [(112, 84), (56, 56), (56, 168), (140, 112)]
@@ -207,7 +207,7 @@ def test_out_of_memory_amid_a_round_leaves_nothing_behind(policy, monkeypatch, f
     before = policy.model.get_decoder().config._attn_implementation
     expected = answers()
     monkeypatch.setattr(rollout, "SharedPromptCache", Seen)
-    monkeypatch.setitem(AttentionInterface._global_mapping, shared_prompt_cache.NAME, fails_once)
+    monkeypatch.setitem(AttentionInterface._global_mapping, shared_prompt_cache.SHARED_PROMPT, fails_once)
     gc.disable()
     try:
         with pytest.warns(UserWarning, match="16 rows decoded at a time: going on with 8"):
@@ -239,15 +239,6 @@ def test_an_image_may_be_split_between_rounds(policy):
     together = sample(policy, tiny.pictures(*SIZES), IDS, "what?", 5, seed=1, max_new_tokens=8)
     split = sample(policy, tiny.pictures(*SIZES), IDS, "what?", 5, seed=1, max_new_tokens=8, max_rows=7)
     assert [group.texts for group in together] == [group.texts for group in split]
-
-
-def test_the_models_own_attention_comes_back_also_after_an_error(policy):
-    config = policy.model.get_decoder().config
-    before = config._attn_implementation
-    with pytest.raises(RuntimeError), shared_prompt_attention(policy.model):
-        assert config._attn_implementation == shared_prompt_cache.NAME
-        raise RuntimeError
-    assert config._attn_implementation == before != shared_prompt_cache.NAME
 
 
 def test_decoding_waits_for_the_device_once_a_token(policy):
