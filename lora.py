@@ -64,7 +64,7 @@ class LoRALinear(nn.Module):
 
         # y + scale * (low @ B.T), added in place: the product needs no (tokens, out) of its own.
         y.addmm_(low, B.t(), alpha=self.scale)
-        return y.unflatten(0, x.shape[:-1])
+        return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> None:

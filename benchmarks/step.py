@@ -6,10 +6,11 @@
 
 One tiny Qwen2.5-VL (hidden 256, 8 layers, random weights, float32), 2 images, N = 8, LoRA 64, completions of
 a fixed length; CPU seconds of one thread, the median step of 5 after one to warm up. Each system runs in a
-process of its own, one after the other; memory is how far the peak of that process rises above what it held
-before its first step. "plain": every completion behind its own copy of the prompt, in rollout, reference and
-update; the rest of the code is the same. TRL (`pip install trl peft`; no requirement of this project)
-samples, scores and updates the same model on the same images, its rewards a constant-time function.
+process of its own, and they take their steps in turn: a machine that is slow for a minute is slow for all.
+Memory is how far the peak of a process rises above what it held before its first step. "plain": every
+completion behind its own copy of the prompt, in rollout, reference and update; the rest of the code is the
+same. TRL (`pip install trl peft`; no requirement of this project) samples, scores and updates the same model
+on the same images, its rewards a constant-time function.
 
 Sizes: "equal", all prompts of one length; "cub", 4 images of different sizes, as CUB's are (`cub_sizes`). The
 rollout alone is measured by benchmarks/rollout.py.
@@ -20,8 +21,9 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -52,6 +54,8 @@ RANK = 64
 ALPHA = 32
 LR = 1e-4
 TEMPERATURE = 1.0
+
+READY = "ready"  # what a process says before each of its steps
 
 PARTS = ("rollout", "judge", "reference", "update", "step")
 
@@ -126,6 +130,12 @@ def resident_mb(key: str) -> float:
     raise ValueError(f"no {key} in /proc/self/status")
 
 
+def wait_for_turn() -> None:
+    """Says that the next step can begin, and waits for a line to begin it; at once where nobody answers."""
+    print(READY, flush=True)
+    sys.stdin.readline()
+
+
 class Clock:
     """CPU seconds by part of a step, and the growth of peak memory."""
 
@@ -145,13 +155,12 @@ class Clock:
         step[name] = step.get(name, 0) + time.process_time() - start
 
     def report(self) -> dict:
-        """The median of each part, and memory in MB."""
+        """The seconds of each part in each step, and memory in MB."""
         steps = self.steps[1:]  # the first warms up
-        figures = {}
+        seconds = {}
         for part in steps[0]:
-            figures[part] = median(step[part] for step in steps)
-        figures["memory"] = resident_mb("VmHWM") - self.base
-        return figures
+            seconds[part] = [step[part] for step in steps]
+        return {"seconds": seconds, "memory": resident_mb("VmHWM") - self.base}
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -223,6 +232,7 @@ def run_steps(sizes: str, tokens: int, sample, shared: bool, n: int, micro_batch
     rng = np.random.default_rng(0)
     first = None
     for step in range(STEPS):
+        wait_for_turn()
         clock.new_step()
         with clock.part("step"):
             with clock.part("rollout"):
@@ -300,6 +310,7 @@ def trl(sizes: str, tokens: int) -> dict:
         clock = None
 
         def on_step_begin(self, *args, **kwargs):
+            wait_for_turn()
             self.clock.new_step()
             self.start = time.process_time()
 
@@ -334,7 +345,8 @@ def growth(sizes: str, tokens: int) -> dict:
     seconds = {}
     for n in (2, 4, 8, 16, 32):
         seen = ours(sizes, tokens, n=n, micro_batch=1)
-        seconds[n] = seen["reference"] + seen["update"]
+        parts = seen["seconds"]
+        seconds[n] = median(parts["reference"]) + median(parts["update"])
         prompt = sum(seen["prompts"]) / len(seen["prompts"])
     return {"seconds": seconds, "prompt": prompt}
 
@@ -346,18 +358,59 @@ def growth(sizes: str, tokens: int) -> dict:
 CHILDREN = {"plain": plain, "ours": ours, "trl": trl, "growth": growth}
 
 
+def one_thread() -> dict:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
 def child(script: str, *arguments) -> dict:
     """What that script's `--child` prints for these arguments, from a process of its own on one thread."""
     command = [sys.executable, script, "--child", *map(str, arguments)]
-    made = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=one_thread())
     if made.returncode:
         sys.exit(f"{' '.join(command[2:])} failed:\n{made.stderr[-2000:]}")
     return json.loads(made.stdout.splitlines()[-1])
 
 
+def in_turns(systems: tuple, sizes: str, tokens: int) -> dict[str, dict]:
+    """What `--child` prints for each system, whose processes take their steps in turn."""
+    last_lines = {}
+    with ExitStack() as stack:
+        # Start them one by one, each up to its first step.
+        running = {}
+        for what in systems:
+            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+            command = [sys.executable, __file__, "--child", what, sizes, str(tokens)]
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                                       text=True, env=one_thread())
+            stack.enter_context(process)
+            stack.callback(process.kill)
+            running[what] = (process, errors)
+            read_until_ready(process, errors)
+
+        for _ in range(STEPS):
+            for what, (process, errors) in running.items():
+                process.stdin.write("\n")
+                process.stdin.flush()
+                last_lines[what] = read_until_ready(process, errors)
+    return {what: json.loads(line) for what, line in last_lines.items()}
+
+
+def read_until_ready(process: subprocess.Popen, errors) -> str:
+    """The last line that a process prints before it waits for its turn, or ends."""
+    line = ""
+    for line in process.stdout:
+        line = line.strip()
+        if line == READY:
+            return line
+    if process.wait():
+        errors.seek(0)
+        sys.exit(f"{' '.join(process.args[2:])} failed:\n{errors.read()[-2000:]}")
+    return line
+
+
 def print_step(systems: tuple, sizes: str, tokens: int) -> None:
     """A row for each system, then each one's ratio to ours."""
-    seen = {what: child(__file__, what, sizes, tokens) for what in systems}
+    seen = in_turns(systems, sizes, tokens)
     differ = 0
     rows = 0
     for plain_group, our_group in zip(seen["plain"]["first"], seen["ours"]["first"], strict=True):
@@ -371,17 +424,27 @@ def print_step(systems: tuple, sizes: str, tokens: int) -> None:
     for what, figures in seen.items():
         line = f"{what:<8}"
         for part in PARTS:
-            line += f"{figures[part]:>11.2f}" if part in figures else f"{'-':>11}"
-        rate = IMAGES[sizes] * N * tokens / figures["step"]
+            seconds = figures["seconds"].get(part)
+            line += f"{median(seconds):>11.2f}" if seconds else f"{'-':>11}"
+        rate = IMAGES[sizes] * N * tokens / median(figures["seconds"]["step"])
         print(line + f"{rate:>11.0f}{figures['memory']:>11.0f}")
-    for what in systems:
+
+    our_figures = seen["ours"]
+    for what, figures in seen.items():
         if what == "ours":
             continue
-        ratios = []
-        for name in ("rollout", "reference", "update", "step", "memory"):
-            if name in seen[what]:
-                ratios.append(f"{name} {seen[what][name] / seen['ours'][name]:.2f}x")
-        print(f"{what} / ours: " + ", ".join(ratios), flush=True)
+        line = []
+        for part in ("rollout", "reference", "update", "step"):
+            if part in figures["seconds"]:
+                ratios = turn_by_turn(figures["seconds"][part], our_figures["seconds"][part])
+                line.append(f"{part} {median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})")
+        line.append(f"memory {figures['memory'] / our_figures['memory']:.2f}x")
+        print(f"{what} / ours: " + ", ".join(line), flush=True)
+
+
+def turn_by_turn(seconds: list[float], ours: list[float]) -> list[float]:
+    """How many times as long a system's step took as the one of ours next to it."""
+    return [a / b for a, b in zip(seconds, ours, strict=True)]
 
 
 def print_growth(tokens: int) -> None:
