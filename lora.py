@@ -62,9 +62,10 @@ class LoRALinear(nn.Module):
         y = self.base(tokens)         # (tokens, out)
         low = F.linear(tokens, A)     # (tokens, rank)
 
-        # y + scale * (low @ B.T), added in place: the product needs no (tokens, out) of its own.
-        y.addmm_(low, B.t(), alpha=self.scale)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        # y + scale * (low @ B.T), added in place: the product needs no (tokens, out) of its own, and backward
+        # does not read y. Autocast casts nothing for an operation in place.
+        y.addmm_(low, B.t().to(y.dtype), alpha=self.scale)
+        return y.view(*x.shape[:-1], y.shape[-1])  # (..., out)
 
 
 def add_lora(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> None:

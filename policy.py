@@ -39,7 +39,7 @@ from transformers import GenerationConfig
 from transformers.processing_utils import ProcessorMixin
 
 from grpo import chunked_logprobs
-from support.attention import GROUPED, attention_by
+from support.attention import GROUPED, attention_by, mask_by_group
 from support.checkpoints import (banned_tokens, check_chat_template, end_of_sequence_ids, limit_pixels,
                                  load_checkpoint, one_line, padding_id, render_question)
 
@@ -427,13 +427,15 @@ def shared_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, ch
     y_positions = completion_positions(prompts, n, y.shape[1])            # (3 or 1, R, T-1)
     x_rope = decoder.rotary_emb(x, drop_single_axis(x_positions))
     y_rope = decoder.rotary_emb(y, drop_single_axis(y_positions))
-    sees = what_completions_see(prompts, n, y.shape[1])                   # (R, 1, T-1, P+T-1)
+    sees = what_completions_see(prompts, n, y.shape[1])                   # (R or 1, 1, T-1, P+T-1)
+    heads_a_group = decoder.config.num_attention_heads // decoder.config.num_key_value_heads
+    mask = mask_by_group(sees, heads_a_group, y.dtype)                    # for all layers
 
     def both(layer, x, y):
         cache = PromptKV(n)
         with attention_by(policy.model, GROUPED):
             x = layer(x, position_embeddings=x_rope, past_key_values=cache)  # no mask: sdpa's own causal one
-            y = layer(y, attention_mask=sees, position_embeddings=y_rope, past_key_values=cache)
+            y = layer(y, attention_mask=mask, position_embeddings=y_rope, past_key_values=cache)
         return x, y
 
     for number, layer in enumerate(decoder.layers):

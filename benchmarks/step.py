@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
@@ -131,8 +131,8 @@ def resident_mb(key: str) -> float:
 
 
 def wait_for_turn() -> None:
-    """Says that the next step can begin, and waits for a line to begin it; at once where nobody answers."""
-    print(READY, flush=True)
+    """Says that the next step can begin, and waits for a line; no longer where standard input is closed."""
+    print(f"\n{READY}", flush=True)  # a line of its own, whatever was printed before
     sys.stdin.readline()
 
 
@@ -356,16 +356,13 @@ def growth(sizes: str, tokens: int) -> dict:
 
 
 CHILDREN = {"plain": plain, "ours": ours, "trl": trl, "growth": growth}
-
-
-def one_thread() -> dict:
-    return os.environ | {"OMP_NUM_THREADS": "1"}
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # their environment
 
 
 def child(script: str, *arguments) -> dict:
     """What that script's `--child` prints for these arguments, from a process of its own on one thread."""
     command = [sys.executable, script, "--child", *map(str, arguments)]
-    made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=one_thread())
+    made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=ONE_THREAD)
     if made.returncode:
         sys.exit(f"{' '.join(command[2:])} failed:\n{made.stderr[-2000:]}")
     return json.loads(made.stdout.splitlines()[-1])
@@ -373,30 +370,32 @@ def child(script: str, *arguments) -> dict:
 
 def in_turns(systems: tuple, sizes: str, tokens: int) -> dict[str, dict]:
     """What `--child` prints for each system, whose processes take their steps in turn."""
-    last_lines = {}
+    results = {}
     with ExitStack() as stack:
         # Start them one by one, each up to its first step.
         running = {}
         for what in systems:
-            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+            errors = stack.enter_context(tempfile.TemporaryFile("w+", errors="replace"))
             command = [sys.executable, __file__, "--child", what, sizes, str(tokens)]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
-                                       text=True, env=one_thread())
-            stack.enter_context(process)
-            stack.callback(process.kill)
+                                       text=True, env=ONE_THREAD)
+            stack.callback(end, process)
             running[what] = (process, errors)
             read_until_ready(process, errors)
 
+        # A turn for each in every round. After its last, a process prints its result.
         for _ in range(STEPS):
             for what, (process, errors) in running.items():
-                process.stdin.write("\n")
-                process.stdin.flush()
-                last_lines[what] = read_until_ready(process, errors)
-    return {what: json.loads(line) for what, line in last_lines.items()}
+                with suppress(BrokenPipeError):  # it has died: why is in its errors
+                    process.stdin.write("\n")
+                    process.stdin.flush()
+                results[what] = read_until_ready(process, errors)
+    return {what: json.loads(line) for what, line in results.items()}
 
 
 def read_until_ready(process: subprocess.Popen, errors) -> str:
-    """The last line that a process prints before it waits for its turn, or ends."""
+    """The last line that a process prints before it waits for its turn, or ends. Exits with its `errors`, a
+    file, where it failed."""
     line = ""
     for line in process.stdout:
         line = line.strip()
@@ -408,8 +407,14 @@ def read_until_ready(process: subprocess.Popen, errors) -> str:
     return line
 
 
+def end(process: subprocess.Popen) -> None:
+    process.kill()
+    process.communicate()  # closes its pipes
+
+
 def print_step(systems: tuple, sizes: str, tokens: int) -> None:
-    """A row for each system, then each one's ratio to ours."""
+    """A row of medians for each system; then its ratio to ours, the median of the turns', with the lowest and
+    the highest: not quite the quotient of two medians."""
     seen = in_turns(systems, sizes, tokens)
     differ = 0
     rows = 0
@@ -436,15 +441,15 @@ def print_step(systems: tuple, sizes: str, tokens: int) -> None:
         line = []
         for part in ("rollout", "reference", "update", "step"):
             if part in figures["seconds"]:
-                ratios = turn_by_turn(figures["seconds"][part], our_figures["seconds"][part])
+                ratios = ratios_by_turn(figures["seconds"][part], our_figures["seconds"][part])
                 line.append(f"{part} {median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})")
         line.append(f"memory {figures['memory'] / our_figures['memory']:.2f}x")
         print(f"{what} / ours: " + ", ".join(line), flush=True)
 
 
-def turn_by_turn(seconds: list[float], ours: list[float]) -> list[float]:
-    """How many times as long a system's step took as the one of ours next to it."""
-    return [a / b for a, b in zip(seconds, ours, strict=True)]
+def ratios_by_turn(seconds: list[float], our_seconds: list[float]) -> list[float]:
+    """How many times as long a system took in each turn as ours took next to it."""
+    return [a / b for a, b in zip(seconds, our_seconds, strict=True)]
 
 
 def print_growth(tokens: int) -> None:

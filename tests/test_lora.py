@@ -37,11 +37,14 @@ def test_lora_is_w_plus_scaled_ba(policy):
     torch.testing.assert_close(layer(x), x @ merged.T + layer.base.bias, atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_are_those_of_the_merged_weights(policy):
+@pytest.mark.parametrize("name, has_bias", [("self_attn.q_proj", True), ("mlp.down_proj", False)])
+def test_gradients_are_those_of_the_merged_weights(policy, name, has_bias):
     """The correction is added in place: nothing that backward needs may be lost by it."""
-    layer = next(iter(lora_layers(policy.model).values()))
-    x = torch.randn(2, 3, 64)
-    weights = torch.randn(2, 3, 64)
+    layer = policy.model.get_decoder().layers[0].get_submodule(name)
+    assert (layer.base.bias is not None) == has_bias
+    bias = layer.base.bias if has_bias else 0
+    x = torch.randn(2, 3, layer.base.in_features)
+    weights = torch.randn(2, 3, layer.base.out_features)
 
     def gradients(forward):
         leaf = x.clone().requires_grad_()
@@ -49,10 +52,19 @@ def test_gradients_are_those_of_the_merged_weights(policy):
         return torch.autograd.grad(loss, (leaf, layer.lora_A, layer.lora_B))
 
     def merged(x):
-        return x @ (layer.base.weight + 8 / 4 * layer.lora_B @ layer.lora_A).T + layer.base.bias
+        return x @ (layer.base.weight + 8 / 4 * layer.lora_B @ layer.lora_A).T + bias
 
     for ours, expected in zip(gradients(layer), gradients(merged), strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_under_autocast_it_is_the_same_but_for_bfloat16s_rounding(policy):
+    layer = next(iter(lora_layers(policy.model).values()))
+    x = torch.randn(2, 3, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), layer(x), atol=5e-2, rtol=2e-2)
 
 
 def test_fresh_adapter_changes_nothing_and_off_is_the_base_bit_for_bit():
