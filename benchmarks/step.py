@@ -1,11 +1,11 @@
 """Seconds and memory of a training step: the plain path, ours, and TRL's GRPOTrainer where it is installed.
 
-    python benchmarks/step.py                    about half an hour on one CPU thread
+    python benchmarks/step.py                    about an hour on one CPU thread
     python benchmarks/step.py --only step --sizes cub
     python benchmarks/step.py --only growth      how the update grows with N
 
 One tiny Qwen2.5-VL (hidden 256, 8 layers, random weights, float32), 2 images, N = 8, LoRA 64, completions of
-a fixed length; CPU seconds of one thread, the median step of 5 after one to warm up. Each system runs in a
+a fixed length; CPU seconds of one thread, the median of 11 steps after one to warm up. Each system runs in a
 process of its own, and they take their steps in turn: a machine that is slow for a minute is slow for all.
 Memory is how far the peak of a process rises above what it held before its first step. "plain": every
 completion behind its own copy of the prompt, in rollout, reference and update; the rest of the code is the
@@ -48,7 +48,8 @@ QUESTION = "what is it? be brief."
 SIDE = 504  # pixels
 IMAGES = {"equal": 2, "cub": 4}  # by their sizes
 N = 8
-STEPS = 6  # the first warms up
+STEPS = 12        # the first warms up
+GROWTH_STEPS = 6  # for each N
 
 RANK = 64
 ALPHA = 32
@@ -205,17 +206,17 @@ def plain_rollout(policy, images, ids, question, n, seed, stream, max_new_tokens
     return groups
 
 
-def ours(sizes: str, tokens: int, n: int = N, micro_batch: int | None = None) -> dict:
-    """Our own step. micro_batch: images, by default all."""
-    return run_steps(sizes, tokens, rollout.sample, True, n, micro_batch or IMAGES[sizes])
+def ours(sizes: str, tokens: int) -> dict:
+    """Our own step."""
+    return run_steps(sizes, tokens, rollout.sample, True, N, IMAGES[sizes], STEPS)
 
 
 def plain(sizes: str, tokens: int) -> dict:
     """The same with every completion behind its own copy of the prompt."""
-    return run_steps(sizes, tokens, plain_rollout, False, N, IMAGES[sizes])
+    return run_steps(sizes, tokens, plain_rollout, False, N, IMAGES[sizes], STEPS)
 
 
-def run_steps(sizes: str, tokens: int, sample, shared: bool, n: int, micro_batch: int) -> dict:
+def run_steps(sizes: str, tokens: int, sample, shared: bool, n: int, micro_batch: int, steps: int) -> dict:
     """Seconds of each part, memory, prompt lengths, and the first step's completions."""
     policy = build()
     images = pictures(sizes, IMAGES[sizes])
@@ -231,7 +232,7 @@ def run_steps(sizes: str, tokens: int, sample, shared: bool, n: int, micro_batch
 
     rng = np.random.default_rng(0)
     first = None
-    for step in range(STEPS):
+    for step in range(steps):
         wait_for_turn()
         clock.new_step()
         with clock.part("step"):
@@ -344,7 +345,7 @@ def growth(sizes: str, tokens: int) -> dict:
     """CPU seconds of reference and update together by N, at this completion length."""
     seconds = {}
     for n in (2, 4, 8, 16, 32):
-        seen = ours(sizes, tokens, n=n, micro_batch=1)
+        seen = run_steps(sizes, tokens, rollout.sample, True, n, 1, GROWTH_STEPS)
         parts = seen["seconds"]
         seconds[n] = median(parts["reference"]) + median(parts["update"])
         prompt = sum(seen["prompts"]) / len(seen["prompts"])
@@ -485,7 +486,8 @@ def main() -> None:
         systems = ("plain", "ours")
 
     if args.only in (None, "step"):
-        print(f"CPU seconds a step, N = {N} (tokens/s: completions; memory: MB over base)")
+        print(f"CPU seconds a step, N = {N} (tokens/s: completions; memory: MB over base; ratios: the median of "
+              "the turns', lowest to highest)")
         if args.sizes != "cub":
             print_step(systems, "equal", 64)
             print_step(systems, "equal", 150)
