@@ -486,8 +486,8 @@ def main() -> None:
         systems = ("plain", "ours")
 
     if args.only in (None, "step"):
-        print(f"CPU seconds a step, N = {N} (tokens/s: completions; memory: MB over base; ratios: the median of "
-              "the turns', lowest to highest)")
+        print(f"CPU seconds a step, N = {N} (tokens/s: completions; memory: MB over base; ratios: the median "
+              "of the turns', lowest to highest)")
         if args.sizes != "cub":
             print_step(systems, "equal", 64)
             print_step(systems, "equal", 150)
