@@ -427,9 +427,11 @@ def shared_hidden(policy: Policy, prompts: list[Prompt], completions: Tensor, ch
     y_positions = completion_positions(prompts, n, y.shape[1])            # (3 or 1, R, T-1)
     x_rope = decoder.rotary_emb(x, drop_single_axis(x_positions))
     y_rope = decoder.rotary_emb(y, drop_single_axis(y_positions))
+
+    # One mask for all layers, (R or 1, 1, heads_a_group * (T-1), P+T-1).
     sees = what_completions_see(prompts, n, y.shape[1])                   # (R or 1, 1, T-1, P+T-1)
     heads_a_group = decoder.config.num_attention_heads // decoder.config.num_key_value_heads
-    mask = mask_by_group(sees, heads_a_group, y.dtype)                    # for all layers
+    mask = mask_by_group(sees, heads_a_group, y.dtype)
 
     def both(layer, x, y):
         cache = PromptKV(n)

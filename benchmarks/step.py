@@ -5,12 +5,12 @@
     python benchmarks/step.py --only growth      how the update grows with N
 
 One tiny Qwen2.5-VL (hidden 256, 8 layers, random weights, float32), 2 images, N = 8, LoRA 64, completions of
-a fixed length; CPU seconds of one thread, the median of 11 steps after one to warm up. Each system runs in a
-process of its own, and they take their steps in turn: a machine that is slow for a minute is slow for all.
-Memory is how far the peak of a process rises above what it held before its first step. "plain": every
-completion behind its own copy of the prompt, in rollout, reference and update; the rest of the code is the
-same. TRL (`pip install trl peft`; no requirement of this project) samples, scores and updates the same model
-on the same images, its rewards a constant-time function.
+a fixed length; CPU seconds of one thread, the median of 11 steps (growth: 5) after one to warm up. Each
+system runs in a process of its own, and they take their steps in turn: a machine that is slow for a minute is
+slow for all. Memory is how far the peak of a process rises above what it held before its first step. "plain":
+every completion behind its own copy of the prompt, in rollout, reference and update; the rest of the code is
+the same. TRL (`pip install trl peft`; no requirement of this project) samples, scores and updates the same
+model on the same images, its rewards a constant-time function.
 
 Sizes: "equal", all prompts of one length; "cub", 4 images of different sizes, as CUB's are (`cub_sizes`). The
 rollout alone is measured by benchmarks/rollout.py.
@@ -132,7 +132,7 @@ def resident_mb(key: str) -> float:
 
 
 def wait_for_turn() -> None:
-    """Says that the next step can begin, and waits for a line; no longer where standard input is closed."""
+    """Says that the next step can begin, and waits for a line; not where standard input is at its end."""
     print(f"\n{READY}", flush=True)  # a line of its own, whatever was printed before
     sys.stdin.readline()
 
@@ -396,21 +396,26 @@ def in_turns(systems: tuple, sizes: str, tokens: int) -> dict[str, dict]:
 
 def read_until_ready(process: subprocess.Popen, errors) -> str:
     """The last line that a process prints before it waits for its turn, or ends. Exits with its `errors`, a
-    file, where it failed."""
+    file, where it ended without a result."""
     line = ""
     for line in process.stdout:
         line = line.strip()
         if line == READY:
             return line
-    if process.wait():
+    status = process.wait()
+    if status != 0 or not line.startswith("{"):
         errors.seek(0)
-        sys.exit(f"{' '.join(process.args[2:])} failed:\n{errors.read()[-2000:]}")
+        sys.exit(f"{' '.join(process.args[2:])} ended with status {status}:\n{errors.read()[-2000:]}")
     return line
 
 
 def end(process: subprocess.Popen) -> None:
+    """Kills it where it still runs, and closes its pipes."""
     process.kill()
-    process.communicate()  # closes its pipes
+    with suppress(BrokenPipeError):  # a turn that it did not live to see
+        process.stdin.close()
+    process.stdout.close()
+    process.wait()
 
 
 def print_step(systems: tuple, sizes: str, tokens: int) -> None:
@@ -474,7 +479,7 @@ def main() -> None:
         what, sizes, tokens = args.child
         torch.set_num_threads(1)
         torch.set_num_interop_threads(1)
-        print(json.dumps(CHILDREN[what](sizes, int(tokens))))
+        print("\n" + json.dumps(CHILDREN[what](sizes, int(tokens))))
         return
 
     systems = ("plain", "trl", "ours")

@@ -5,10 +5,10 @@ reads it.
     with attention_by(model, GROUPED):
         y = layer(y, attention_mask=mask, ...)
 
-A model has H query heads and G key and value heads, each read by H / G query heads. Fused attention under a
-mask wants as many key heads as query heads, and transformers copies keys and values H / G times for it. Here
-the queries of the heads that read one key head stand one behind the other instead, as if they were further
-tokens of one head.
+A model has H query heads and G key and value heads, each read by H / G query heads. On a GPU, fused attention
+under a mask wants as many key heads as query heads, and transformers copies keys and values H / G times for
+it. Here the queries of the heads that read one key head stand one behind the other instead, as if they were
+further tokens of one head.
 """
 
 from collections.abc import Iterator
@@ -26,8 +26,8 @@ ALIGNED = 8                # numbers, at whose multiples the rows of a mask begi
 
 @contextmanager
 def attention_by(model, name: str) -> Iterator[None]:
-    """Inside, the model's language decoder attends by that one of transformers' implementations. For one that
-    is not its own, transformers makes no mask: the caller hands each layer its mask, or needs none."""
+    """Inside, the model's language decoder attends by the implementation that is registered under this name.
+    transformers makes masks for its own ones alone: here the caller hands each layer its mask, or none."""
     config = model.get_decoder().config
     before = config._attn_implementation
     config._attn_implementation = name
@@ -62,7 +62,7 @@ def attend_grouped(module, query: Tensor, keys: Tensor, values: Tensor, attentio
     query = query.reshape(rows, groups, -1, dim)                          # (R, G, H/G * T, D)
     out = F.scaled_dot_product_attention(query, keys, values, attn_mask=attention_mask, scale=scaling)
 
-    # Back to heads. How `out` lies in memory differs with the device: no view of it is safe.
+    # Back to heads. How `out` lies in memory differs with the device: flatten copies where it must.
     out = out.unflatten(2, (heads // groups, length))                     # (R, G, H/G, T, D)
     return out.permute(0, 3, 1, 2, 4).flatten(2, 3), None
 

@@ -208,7 +208,7 @@ def attend(module, query: Tensor, layer: SharedPromptLayer, _, attention_mask, s
     prompt_scores = torch.add(places.bias, prompt_scores, alpha=scaling)  # -inf where there is padding
     own_scores = scaling * product(query, own_keys.transpose(2, 3))       # (R, G, H/G, T)
 
-    # One softmax over both, by image: of the two, the prompt's part is the longer one.
+    # One softmax over both, laid out by image: the prompt's part, mostly the longer one, need not move.
     scores = torch.cat([prompt_scores, places.by_image(own_scores)], dim=-1)
     weights = scores.softmax(-1).to(query.dtype)                          # (G, B, N*H/G, P + T)
     prompt_weights, own_weights = weights.tensor_split([weights.shape[-1] - layer.length], dim=-1)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+import lora
 import policy as policies
 import tiny
 from lora import adapters_off
@@ -92,10 +93,14 @@ def test_a_mask_begins_its_rows_where_a_gpu_needs_them(width):
     assert all(step % 8 == 0 for step in mask.stride()[:-1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_training_never_copies_a_key_for_each_head(policy, monkeypatch, checkpointing):
+def test_training_never_copies_a_key_for_each_head(monkeypatch, checkpointing, dtype):
     """Scoring and its backward, checkpointed or not: all keys that fused attention is given have 2 heads,
-    where queries have 4, and the model's own attention is back afterwards."""
+    where queries have 4; one mask serves all layers, of the queries' dtype (a GPU refuses another); and the
+    model's own attention is back afterwards."""
+    policy = policies.from_parts(tiny.model(tiny.tokenizer()).to(dtype), tiny.processor())
+    lora.add_lora(policy.model, 4, 8)
     seen = []
     masks = set()
     fused = F.scaled_dot_product_attention
@@ -104,6 +109,8 @@ def test_training_never_copies_a_key_for_each_head(policy, monkeypatch, checkpoi
         seen.append(key.shape[1])
         if attn_mask is not None:
             masks.add(attn_mask.data_ptr())
+            assert attn_mask.dtype == query.dtype == dtype
+            assert all(step % 8 == 0 for step in attn_mask.stride()[:-1])
         return fused(query, key, *args, attn_mask=attn_mask, **kwargs)
 
     prompts = policies.encode(policy, tiny.pictures((84, 84), (56, 56)), "what?")
