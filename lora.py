@@ -62,8 +62,8 @@ class LoRALinear(nn.Module):
         y = self.base(tokens)         # (tokens, out)
         low = F.linear(tokens, A)     # (tokens, rank)
 
-        # y + scale * (low @ B.T), added in place: the product needs no (tokens, out) of its own, and backward
-        # does not read y. Autocast casts nothing for an operation in place.
+        # y + scale * (low @ B.T), in place: the product needs no (tokens, out) of its own. Backward does not
+        # read y. `to` is for autocast, which casts nothing for an operation in place.
         y.addmm_(low, B.t().to(y.dtype), alpha=self.scale)
         return y.view(*x.shape[:-1], y.shape[-1])  # (..., out)
 

@@ -208,16 +208,16 @@ def plain_rollout(policy, images, ids, question, n, seed, stream, max_new_tokens
 
 def ours(sizes: str, tokens: int) -> dict:
     """Our own step."""
-    return run_steps(sizes, tokens, rollout.sample, True, N, IMAGES[sizes], STEPS)
+    return run_steps(sizes, tokens, rollout.sample, shared=True, n=N, micro_batch=IMAGES[sizes], steps=STEPS)
 
 
 def plain(sizes: str, tokens: int) -> dict:
     """The same with every completion behind its own copy of the prompt."""
-    return run_steps(sizes, tokens, plain_rollout, False, N, IMAGES[sizes], STEPS)
+    return run_steps(sizes, tokens, plain_rollout, shared=False, n=N, micro_batch=IMAGES[sizes], steps=STEPS)
 
 
 def run_steps(sizes: str, tokens: int, sample, shared: bool, n: int, micro_batch: int, steps: int) -> dict:
-    """Seconds of each part, memory, prompt lengths, and the first step's completions."""
+    """Seconds of each part, memory, prompt lengths, and the first step's completions. micro_batch: images."""
     policy = build()
     images = pictures(sizes, IMAGES[sizes])
     ids = [str(i) for i in range(len(images))]
@@ -345,7 +345,7 @@ def growth(sizes: str, tokens: int) -> dict:
     """CPU seconds of reference and update together by N, at this completion length."""
     seconds = {}
     for n in (2, 4, 8, 16, 32):
-        seen = run_steps(sizes, tokens, rollout.sample, True, n, 1, GROWTH_STEPS)
+        seen = run_steps(sizes, tokens, rollout.sample, shared=True, n=n, micro_batch=1, steps=GROWTH_STEPS)
         parts = seen["seconds"]
         seconds[n] = median(parts["reference"]) + median(parts["update"])
         prompt = sum(seen["prompts"]) / len(seen["prompts"])
@@ -365,7 +365,7 @@ def child(script: str, *arguments) -> dict:
     command = [sys.executable, script, "--child", *map(str, arguments)]
     made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=ONE_THREAD)
     if made.returncode:
-        sys.exit(f"{' '.join(command[2:])} failed:\n{made.stderr[-2000:]}")
+        sys.exit(f"{' '.join(command[2:])} ended with status {made.returncode}:\n{made.stderr[-2000:]}")
     return json.loads(made.stdout.splitlines()[-1])
 
 
@@ -444,13 +444,13 @@ def print_step(systems: tuple, sizes: str, tokens: int) -> None:
     for what, figures in seen.items():
         if what == "ours":
             continue
-        line = []
+        texts = []
         for part in ("rollout", "reference", "update", "step"):
             if part in figures["seconds"]:
                 ratios = ratios_by_turn(figures["seconds"][part], our_figures["seconds"][part])
-                line.append(f"{part} {median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})")
-        line.append(f"memory {figures['memory'] / our_figures['memory']:.2f}x")
-        print(f"{what} / ours: " + ", ".join(line), flush=True)
+                texts.append(f"{part} {median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})")
+        texts.append(f"memory {figures['memory'] / our_figures['memory']:.2f}x")
+        print(f"{what} / ours: " + ", ".join(texts), flush=True)
 
 
 def ratios_by_turn(seconds: list[float], our_seconds: list[float]) -> list[float]:

@@ -21,7 +21,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 GROUPED = "grouped_heads"  # its name among transformers' implementations
-ALIGNED = 8                # numbers, at whose multiples the rows of a mask begin
+ALIGNED = 8                # numbers: the rows of a mask begin at multiples of it
 
 
 @contextmanager
